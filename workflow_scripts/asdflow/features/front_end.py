@@ -1,0 +1,180 @@
+"""Front ends: waveforms to normalised log-mel (Kaldi's, as EAT and BEATs use it) or to a plain log spectrogram, whole batches at once."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from asdflow.errors import InputError
+
+SAMPLE_RATE = 16_000
+KALDI_FLOOR = float(torch.finfo(torch.float32).eps)
+"""Kaldi's floor on mel energies before the logarithm: the machine epsilon of float32."""
+
+
+@dataclass(frozen=True)
+class FrontEndConfig:
+    """Everything a front end's values depend on; stored with every feature file.
+
+    Lengths are in samples at 16 kHz. `mel_bins` is None for a plain spectrogram. The normalised value is
+    (log energy - mean) / (2 std), as EAT and BEATs do; `raw_pad_value` is the log energy that padding stands for.
+    """
+
+    name: str
+    window: str
+    window_length: int
+    hop: int
+    n_fft: int
+    mel_bins: int | None
+    low_frequency: float
+    high_frequency: float
+    preemphasis: float
+    remove_dc: bool
+    subtract_clip_mean: bool
+    scale: float
+    floor: float
+    mean: float
+    std: float
+    raw_pad_value: float
+
+    @property
+    def bins(self) -> int:
+        """Number of values per frame."""
+        return self.n_fft // 2 + 1 if self.mel_bins is None else self.mel_bins
+
+    @property
+    def pad_value(self) -> float:
+        """The normalised value with which clips are padded at their end."""
+        return (self.raw_pad_value - self.mean) / (2 * self.std)
+
+    def n_frames(self, n_samples: int) -> int:
+        """Frames of a clip of `n_samples` at 16 kHz: whole windows only, as Kaldi with snip_edges."""
+        return 0 if n_samples < self.window_length else 1 + (n_samples - self.window_length) // self.hop
+
+    def to_dict(self) -> dict[str, Any]:
+        """The parameters as a plain dict, ready for JSON."""
+        return asdict(self)
+
+
+def _kaldi(
+    name: str, window: str, subtract_clip_mean: bool, scale: float, mean: float, std: float
+) -> FrontEndConfig:
+    return FrontEndConfig(
+        name=name, window=window, window_length=400, hop=160, n_fft=512, mel_bins=128, low_frequency=20.0,
+        high_frequency=SAMPLE_RATE / 2, preemphasis=0.97, remove_dc=True, subtract_clip_mean=subtract_clip_mean,
+        scale=scale, floor=KALDI_FLOOR, mean=mean, std=std, raw_pad_value=0.0,
+    )  # fmt: skip
+
+
+FRONT_ENDS: dict[str, FrontEndConfig] = {
+    "eat_logmel": _kaldi("eat_logmel", "hann", True, 1.0, -4.268, 4.569),
+    "beats_logmel": _kaldi("beats_logmel", "povey", False, 32768.0, 15.41663, 6.55582),
+    "stft": FrontEndConfig(
+        name="stft", window="hann", window_length=1024, hop=512, n_fft=1024, mel_bins=None, low_frequency=0.0,
+        high_frequency=SAMPLE_RATE / 2, preemphasis=0.0, remove_dc=False, subtract_clip_mean=False, scale=1.0,
+        floor=1e-8, mean=-8.0, std=4.0, raw_pad_value=math.log(1e-8),
+    ),  # fmt: skip
+}  # fmt: skip
+"""The front ends by name: EAT's and BEATs's log-mel (their published parameters) and a plain log-power STFT (ours)."""
+
+
+def mel_matrix(config: FrontEndConfig) -> torch.Tensor:
+    """Kaldi's triangular mel filters as a float32 matrix [n_fft // 2 + 1, mel_bins].
+
+    Mel scale 1127 ln(1 + f / 700), triangles linear in mel, equally spaced between the two corner frequencies
+    (HTK Book, section 5.4); the Nyquist bin belongs to no filter, as in Kaldi.
+    """
+    if config.mel_bins is None:
+        raise ValueError(f"front end {config.name} has no mel filters")
+    corners = [1127.0 * math.log1p(f / 700.0) for f in (config.low_frequency, config.high_frequency)]
+    spacing = (corners[1] - corners[0]) / (config.mel_bins + 1)
+    frequency = torch.arange(config.n_fft // 2, dtype=torch.float64) * (SAMPLE_RATE / config.n_fft)
+    mel = (1127.0 * torch.log1p(frequency / 700.0))[:, None]
+    left = corners[0] + spacing * torch.arange(config.mel_bins, dtype=torch.float64)
+    weights = torch.minimum((mel - left) / spacing, (left + 2 * spacing - mel) / spacing).clamp_(min=0.0)
+    return nn.functional.pad(weights, (0, 0, 0, 1)).float()
+
+
+def window_values(config: FrontEndConfig) -> torch.Tensor:
+    """The analysis window [window_length]: symmetric Hann, or Povey's (Hann to the power 0.85)."""
+    hann = torch.hann_window(config.window_length, periodic=False, dtype=torch.float64)
+    if config.window == "povey":
+        return hann.pow(0.85).float()
+    if config.window == "hann":
+        return hann.float()
+    raise ValueError(f"front end {config.name}: window {config.window!r} is neither hann nor povey")
+
+
+class FrontEnd(nn.Module):
+    """Waveform float32 [batch, samples] in [-1, 1] at 16 kHz -> normalised log energies [batch, frames, bins], unpadded.
+
+    Equals `torchaudio.compliance.kaldi.fbank` (htk_compat, no dither, no energy) up to rounding for the log-mel
+    front ends. All clips of a call have the same length; group clips by length.
+    """
+
+    window: torch.Tensor
+
+    def __init__(self, config: FrontEndConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.name = config.name
+        self.bins = config.bins
+        self.pad_value = config.pad_value
+        self.register_buffer("window", window_values(config), persistent=False)
+        mel = None if config.mel_bins is None else mel_matrix(config)
+        self.register_buffer("mel", mel, persistent=False)
+
+    def forward(self, waveform: torch.Tensor) -> torch.Tensor:
+        """waveform [batch, samples] -> [batch, frames, bins] float32. Raises InputError for clips shorter than a window."""
+        config = self.config
+        if waveform.shape[-1] < config.window_length:
+            raise InputError(
+                f"front end {self.name}: a clip of {waveform.shape[-1]} samples is shorter than one window",
+                remedy=f"give clips of at least {config.window_length} samples at 16 kHz",
+            )
+        waveform = waveform.float()
+        if config.subtract_clip_mean:
+            waveform = waveform - waveform.mean(dim=-1, keepdim=True)
+        frames = (waveform * config.scale).unfold(-1, config.window_length, config.hop)
+        if config.remove_dc:
+            frames = frames - frames.mean(dim=-1, keepdim=True)
+        if config.preemphasis:
+            before = torch.cat([frames[..., :1], frames[..., :-1]], dim=-1)
+            frames = frames - config.preemphasis * before
+        power = torch.fft.rfft(frames * self.window, n=config.n_fft).abs().square()
+        energy = power if self.mel is None else power @ self.mel
+        return (energy.clamp(min=config.floor).log() - config.mean) / (2 * config.std)
+
+
+def front_end_config(name: str) -> FrontEndConfig:
+    """The parameters of the front end called `name`; raises InputError for an unknown name."""
+    if name not in FRONT_ENDS:
+        raise InputError(f"front end {name!r} is unknown", remedy=f"choose one of: {', '.join(FRONT_ENDS)}")
+    return FRONT_ENDS[name]
+
+
+def build_front_end(name: str) -> FrontEnd:
+    """Build the front end called `name`; raises InputError for an unknown name."""
+    return FrontEnd(front_end_config(name))
+
+
+class PaddedFrontEnd(FrontEnd):
+    """An encoder's own front end: the same frames, padded at the end to a multiple of `pad_multiple` frames.
+
+    Padding stands for a raw log energy of 0 before normalisation, as the published EAT code pads its input; a multiple
+    of 64 frames turns the 998 frames of a 10-s clip into EAT's 1024. A multiple of 1 pads nothing (BEATs).
+    """
+
+    def __init__(self, config: FrontEndConfig, pad_multiple: int) -> None:
+        super().__init__(config)
+        self.pad_multiple = pad_multiple
+
+    def forward(self, waveform: torch.Tensor) -> torch.Tensor:
+        """waveform [batch, samples] -> [batch, padded frames, bins] float32."""
+        frames = super().forward(waveform)
+        missing = -frames.shape[-2] % self.pad_multiple
+        return nn.functional.pad(frames, (0, 0, 0, missing), value=self.pad_value)
