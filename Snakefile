@@ -1,0 +1,30 @@
+# asdflow: from machine recordings to anomaly detectors and an honest comparison of the ways to build one.
+from snakemake.utils import min_version
+
+min_version("9.27")
+
+
+configfile: "config.yaml"
+
+
+include: "rules/common.smk"
+include: "rules/data.smk"
+include: "rules/features.smk"
+include: "rules/encoders.smk"
+include: "rules/labels.smk"
+include: "rules/finetune.smk"
+include: "rules/scoring.smk"
+include: "rules/report.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        report=f"{RESULTS}/report/index.html",
+        metrics=expand(f"{RESULTS}/{{dataset}}/metrics.csv", dataset=RUN["datasets"]),
+        official=expand(f"{RESULTS}/{{dataset}}/official_scores.csv", dataset=RUN["datasets"]),
+
+
+rule data:
+    input:
+        expand(f"{RESULTS}/{{dataset}}/clips.parquet", dataset=sorted(config["datasets"])),

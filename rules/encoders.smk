@@ -1,0 +1,85 @@
+# Encoders: as published or with random weights, then adapted by self-supervised pre-training; and the embeddings they give.
+
+
+rule fetch_encoder:
+    output:
+        weights=f"{RESULTS}/encoders/{{encoder}}/encoder.safetensors",
+        config=f"{RESULTS}/encoders/{{encoder}}/config.json",
+    params:
+        cfg=lambda wildcards: stage_config(
+            **{key: encoder_entry(wildcards.encoder)[key] for key in ("architecture", "front_end", "init", "seed")}
+        ),
+        code=code_digest("fetch_encoder.py"),
+    log:
+        f"{LOGS}/fetch_encoder/{{encoder}}.log",
+    benchmark:
+        f"{BENCHMARKS}/fetch_encoder/{{encoder}}.tsv"
+    wildcard_constraints:
+        encoder=any_of(PLAIN),
+    conda:
+        "../envs/asdflow.yaml"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    script:
+        "../workflow_scripts/fetch_encoder.py"
+
+
+rule pretrain:
+    input:
+        unpack(lambda wildcards: pretraining_inputs(wildcards.encoder)),
+    output:
+        weights=f"{RESULTS}/encoders/{{encoder}}/encoder.safetensors",
+        config=f"{RESULTS}/encoders/{{encoder}}/config.json",
+        history=f"{RESULTS}/encoders/{{encoder}}/history.parquet",
+    params:
+        cfg=lambda wildcards: stage_config(
+            recipe=encoder_entry(wildcards.encoder)["pretraining"],
+            seed=encoder_entry(wildcards.encoder)["seed"],
+            datasets=pretraining_datasets(wildcards.encoder),
+        ),
+        code=code_digest("pretrain.py"),
+        checkpoints=f"{CHECKPOINTS}/pretrain/{{encoder}}",
+        device=config["device"],
+    log:
+        f"{LOGS}/pretrain/{{encoder}}.log",
+    benchmark:
+        f"{BENCHMARKS}/pretrain/{{encoder}}.tsv"
+    wildcard_constraints:
+        encoder=any_of(PRETRAINED),
+    conda:
+        "../envs/asdflow.yaml"
+    threads: config["training_threads"]
+    retries: 2
+    resources:
+        gpu=needs_gpu(),
+        mem_mb=8000,
+        runtime=2880,
+    script:
+        "../workflow_scripts/pretrain.py"
+
+
+rule embed:
+    input:
+        unpack(lambda wildcards: encoder_files(wildcards.encoder)),
+        features=lambda wildcards: features_of(wildcards.dataset, wildcards.encoder),
+    output:
+        embeddings=f"{RESULTS}/{{dataset}}/embeddings/{{encoder}}.h5",
+    params:
+        cfg=lambda wildcards: stage_config(pooling=encoder_entry(wildcards.encoder)["pooling"]),
+        code=code_digest("embed.py"),
+        device=config["device"],
+    log:
+        f"{LOGS}/embed/{{dataset}}/{{encoder}}.log",
+    benchmark:
+        f"{BENCHMARKS}/embed/{{dataset}}/{{encoder}}.tsv"
+    conda:
+        "../envs/asdflow.yaml"
+    threads: 1
+    resources:
+        gpu=needs_gpu(),
+        mem_mb=4000,
+        runtime=120,
+    script:
+        "../workflow_scripts/embed.py"

@@ -1,0 +1,42 @@
+# Labels to fine-tune on: true attributes, and clusters of embeddings where a machine hides them.
+
+
+rule label:
+    input:
+        clips=lambda wildcards: [clips_of(name) for name in training_datasets(wildcards.dataset, wildcards.system)],
+        embeddings=lambda wildcards: label_embeddings(wildcards.dataset, wildcards.system),
+    output:
+        labels=f"{RESULTS}/{{dataset}}/{{system}}/labels.parquet",
+        clusters=f"{RESULTS}/{{dataset}}/{{system}}/clusters.npz",
+    params:
+        cfg=lambda wildcards: stage_config(
+            labels=system_entry(wildcards.system)["labels"],
+            datasets=training_datasets(wildcards.dataset, wildcards.system),
+        ),
+        code=code_digest("label.py"),
+    log:
+        f"{LOGS}/label/{{dataset}}/{{system}}.log",
+    benchmark:
+        f"{BENCHMARKS}/label/{{dataset}}/{{system}}.tsv"
+    conda:
+        "../envs/asdflow.yaml"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    script:
+        "../workflow_scripts/label.py"
+
+
+# The same labels from the encoder before its pre-training: what the adaptation is worth, measured by agreement with the truth.
+use rule label as label_unadapted with:
+    input:
+        clips=lambda wildcards: [clips_of(name) for name in training_datasets(wildcards.dataset, wildcards.system)],
+        embeddings=lambda wildcards: label_embeddings(wildcards.dataset, wildcards.system, unadapted=True),
+    output:
+        labels=f"{RESULTS}/{{dataset}}/{{system}}/labels_unadapted.parquet",
+        clusters=f"{RESULTS}/{{dataset}}/{{system}}/clusters_unadapted.npz",
+    log:
+        f"{LOGS}/label_unadapted/{{dataset}}/{{system}}.log",
+    benchmark:
+        f"{BENCHMARKS}/label_unadapted/{{dataset}}/{{system}}.tsv"

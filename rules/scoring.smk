@@ -1,0 +1,61 @@
+# Anomaly scores and what they are worth.
+
+
+rule score:
+    input:
+        clips=lambda wildcards: clips_of(wildcards.dataset),
+        embeddings=f"{RESULTS}/{{dataset}}/{{system}}/seed_{{seed}}/embeddings.h5",
+    output:
+        scores=f"{RESULTS}/{{dataset}}/{{system}}/seed_{{seed}}/scores.parquet",
+        train_scores=f"{RESULTS}/{{dataset}}/{{system}}/seed_{{seed}}/train_scores.parquet",
+        detector=directory(f"{RESULTS}/{{dataset}}/{{system}}/seed_{{seed}}/detector"),
+    params:
+        cfg=lambda wildcards: stage_config(
+            backend=system_entry(wildcards.system)["backend"],
+            decision=system_entry(wildcards.system)["decision"],
+        ),
+        code=code_digest("score.py"),
+    log:
+        f"{LOGS}/score/{{dataset}}/{{system}}/seed_{{seed}}.log",
+    benchmark:
+        f"{BENCHMARKS}/score/{{dataset}}/{{system}}/seed_{{seed}}.tsv"
+    conda:
+        "../envs/asdflow.yaml"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    script:
+        "../workflow_scripts/score.py"
+
+
+rule evaluate:
+    input:
+        clips=lambda wildcards: clips_of(wildcards.dataset),
+        scores=lambda wildcards: runs_of(wildcards.dataset, "scores.parquet"),
+        hidden_attributes=lambda wildcards: hidden_attributes_of(wildcards.dataset),
+        labels=lambda wildcards: list(pseudo_labels(wildcards.dataset).values()),
+        unadapted_labels=lambda wildcards: list(unadapted_labels(wildcards.dataset).values()),
+    output:
+        metrics=f"{RESULTS}/{{dataset}}/metrics.csv",
+        official=f"{RESULTS}/{{dataset}}/official_scores.csv",
+    params:
+        cfg=lambda wildcards: stage_config(
+            year=config["datasets"][wildcards.dataset]["rules_of"],
+            runs=[[system, seed] for system in RUN["systems"] for seed in RUN["seeds"]],
+            pseudo_labels=sorted(pseudo_labels(wildcards.dataset)),
+            unadapted_labels=sorted(unadapted_labels(wildcards.dataset)),
+        ),
+        code=code_digest("evaluate.py"),
+    log:
+        f"{LOGS}/evaluate/{{dataset}}.log",
+    benchmark:
+        f"{BENCHMARKS}/evaluate/{{dataset}}.tsv"
+    conda:
+        "../envs/asdflow.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    script:
+        "../workflow_scripts/evaluate.py"

@@ -1,0 +1,58 @@
+"""What every workflow script does around its one function call: log lines, threads, and readable errors."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from asdflow.errors import InputError
+
+
+def run_stage(main: Callable[[Any], None], smk: Any) -> None:
+    """Call `main(smk)` with logging to the terminal and to the rule's log file.
+
+    An InputError is shown as its message alone and ends the process with exit code 1; any other error keeps its traceback.
+
+    Parameters
+    ----------
+    main : the script's function.
+    smk : the object Snakemake gives to scripts (`log`, `threads`, `rule`, `wildcards`).
+    """
+    log_file = Path(str(smk.log[0])) if smk.log else None
+    _start_logging(log_file, _job_name(smk))
+    os.environ["OMP_NUM_THREADS"] = str(smk.threads)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(int(smk.threads))
+    try:
+        main(smk)
+    except InputError as error:
+        logging.getLogger("asdflow").error("%s", error)
+        raise SystemExit(1) from None
+    except Exception:
+        logging.getLogger("asdflow").exception("The job failed by an error in the program, not in its input")
+        raise
+
+
+def _job_name(smk: Any) -> str:
+    """The rule and the values that tell its jobs apart, for the start of every log line."""
+    return " ".join([str(smk.rule), *(str(value) for value in smk.wildcards)])
+
+
+def _start_logging(log_file: Path | None, job: str) -> None:
+    formatter = logging.Formatter(f"[%(asctime)s] {job}: %(message)s", datefmt="%H:%M:%S")
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
+    if log_file is not None:
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        handlers.append(logging.FileHandler(log_file, mode="w", encoding="utf-8"))
+    root = logging.getLogger()
+    for old in list(root.handlers):
+        root.removeHandler(old)
+    for handler in handlers:
+        handler.setFormatter(formatter)
+        root.addHandler(handler)
+    root.setLevel(logging.WARNING)
+    logging.getLogger("asdflow").setLevel(logging.INFO)

@@ -1,0 +1,151 @@
+"""What a result was made from: digests of the code a stage reaches, and the state of the repository and machine.
+
+The code digest covers the abstract syntax trees, without docstrings, of a script and of every module of this package that it
+reaches by import at any depth. Comments, layout and documentation do not change it; any other edit in reach does.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGE = Path(__file__).resolve().parent
+
+
+def code_digest(script: str | Path, package: Path = PACKAGE) -> str:
+    """Digest of the code that `script` reaches (16 hexadecimal digits).
+
+    Parameters
+    ----------
+    script : path of a Python file.
+    package : directory of the package whose modules are followed.
+    """
+    digest = hashlib.sha256()
+    for path in reached_files(Path(script), package):
+        digest.update(path.name.encode() + b"\0" + _syntax(path, path.stat().st_mtime_ns).encode() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def reached_files(script: Path, package: Path = PACKAGE) -> list[Path]:
+    """The script and every file of `package` that it reaches by import, in a fixed order.
+
+    Besides modules these are the data files (templates, styles, tables) that lie in a reached package folder.
+    """
+    seen: dict[Path, None] = {}
+    queue = [Path(script)]
+    while queue:
+        path = queue.pop()
+        if path in seen:
+            continue
+        seen[path] = None
+        if path.suffix == ".py":
+            queue.extend(_imported_files(path, path.stat().st_mtime_ns, package))
+    folders = sorted(
+        {path.parent for path in seen if path.is_relative_to(package) and path.parent != package}
+    )
+    data = [file for folder in folders for file in sorted(folder.rglob("*")) if file.suffix in DATA_SUFFIXES]
+    return [Path(script), *sorted({*seen, *data} - {Path(script)})]
+
+
+DATA_SUFFIXES = {".html", ".css", ".js", ".j2", ".yaml"}
+
+
+@functools.lru_cache(maxsize=4096)
+def _syntax(path: Path, mtime_ns: int) -> str:
+    """The syntax tree of a Python file without docstrings, or the text of any other file."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix != ".py":
+        return text
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            _drop_docstring(node)
+    return ast.dump(tree)
+
+
+def _drop_docstring(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> None:
+    if ast.get_docstring(node, clean=False) is not None:
+        node.body = node.body[1:]
+
+
+@functools.lru_cache(maxsize=4096)
+def _imported_files(path: Path, mtime_ns: int, package: Path) -> tuple[Path, ...]:
+    """Files of `package` that one module imports, wherever in it the import stands."""
+    names: list[str] = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = _absolute_module(node, path, package)
+            names += [base, *(f"{base}.{alias.name}" for alias in node.names)]
+    return tuple(file for name in names for file in _module_files(name, package))
+
+
+def _absolute_module(node: ast.ImportFrom, path: Path, package: Path) -> str:
+    """The full name of the module that a `from ... import` names, relative imports included."""
+    if not node.level:
+        return node.module or ""
+    folder = path.parents[node.level - 1].relative_to(package.parent)
+    return ".".join([*folder.parts, *([node.module] if node.module else [])])
+
+
+def _module_files(name: str, package: Path) -> list[Path]:
+    """The file of module `name` and the `__init__` files Python runs on the way to it, if it belongs to `package`."""
+    parts = name.split(".")
+    if parts[0] != package.name:
+        return []
+    files = []
+    for depth in range(1, len(parts) + 1):
+        base = package.parent.joinpath(*parts[:depth])
+        files += [file for file in (base / "__init__.py", base.with_suffix(".py")) if file.is_file()]
+    return files
+
+
+def repository_state(root: Path) -> dict[str, Any]:
+    """Commit and whether the tree differs from it; empty values outside a git checkout."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": None, "dirty": None}
+
+
+def machine_state() -> dict[str, Any]:
+    """Hardware, operating system and the versions of the libraries that results depend on."""
+    libraries = (
+        "torch",
+        "torchaudio",
+        "numpy",
+        "scipy",
+        "scikit-learn",
+        "pandas",
+        "h5py",
+        "snakemake",
+        "lightning",
+    )
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "versions": {name: metadata.version(name) for name in libraries},
+    }
+
+
+def _processor() -> str:
+    """The processor's own name where Linux tells it."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor()

@@ -1,0 +1,24 @@
+"""Fine-tune a system's encoder on its labels and embed every clip with it."""
+
+from pathlib import Path
+
+from asdflow.features.sources import sources_from
+from asdflow.job import run_stage
+from asdflow.training.finetune import finetune
+
+
+def main(smk):
+    finetune(
+        smk.params.cfg,
+        sources_from(smk.input.clips, smk.input.features),
+        labels=Path(smk.input.labels),
+        encoder_dir=Path(smk.input.encoder_weights).parent,
+        seed=int(smk.wildcards.seed),
+        output=Path(smk.output.model).parent,
+        checkpoint_dir=Path(smk.params.checkpoints),
+        device=smk.params.device,
+    )
+
+
+if __name__ == "__main__":
+    run_stage(main, snakemake)  # noqa: F821

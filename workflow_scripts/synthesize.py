@@ -1,0 +1,20 @@
+"""Make the synthetic demo recordings."""
+
+from pathlib import Path
+
+from asdflow.data.synthetic import synthesize
+from asdflow.job import run_stage
+
+
+def main(smk):
+    synthesize(
+        target=Path(smk.output.recordings),
+        hidden_attributes=Path(smk.output.hidden_attributes),
+        settings=smk.params.cfg,
+        seed=smk.params.cfg["seed"],
+        workers=smk.threads,
+    )
+
+
+if __name__ == "__main__":
+    run_stage(main, snakemake)  # noqa: F821
