@@ -23,6 +23,14 @@ $(VENV)/.complete: requirements.txt pyproject.toml
 	  $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $@
 
+# The default run; its last line is the report. A second run does nothing and says so.
+demo: setup
+	@snakemake --cores $(CORES)
+	@echo "Report: $(CURDIR)/results/report/index.html"
+
+test: setup
+	@python -m pytest -n $(CORES) --dist loadfile
+
 # Not part of any target: makes a new lock from pyproject.toml.
 lock:
 	$(BIN)/uv pip compile pyproject.toml --extra test --universal --python-version 3.11 --generate-hashes \

@@ -10,6 +10,7 @@ SCRIPTS = BASE / "workflow_scripts"
 sys.path.insert(0, str(SCRIPTS))
 
 from asdflow import configuration, provenance
+from asdflow.data import archives
 from asdflow.data.listing import listing_digest, machine_folders
 from asdflow.errors import InputError
 
@@ -79,23 +80,57 @@ def dataset_root(name: str) -> str:
 def machines_of(name: str) -> tuple[str, ...]:
     """A data set's machines: as configured, or the folders that are there."""
     entry = config["datasets"][name]
-    if entry["source"] == "synthetic":
-        return tuple(sorted(entry["machines"]))
-    if entry["source"] == "dcase":
-        return tuple(dcase_machines(entry))
     try:
+        if entry["source"] == "synthetic":
+            return tuple(sorted(entry["machines"]))
+        if entry["source"] == "dcase":
+            return tuple(archives.planned_machines(entry))
         return tuple(entry["machines"] or machine_folders(Path(entry["path"])))
     except InputError as error:
         raise WorkflowError(str(error)) from None
 
 
+@functools.cache
+def planned_archives(name: str, machine: str | None = None) -> tuple:
+    """The archives that hold a data set, or one machine of it."""
+    try:
+        return tuple(archives.plan_archives(name, config["datasets"][name], machine))
+    except InputError as error:
+        raise WorkflowError(str(error)) from None
+
+
 def recordings_key(name: str, machine: str | None = None) -> dict:
-    """What decides the recordings of a data set, or of one machine: the files of a folder, otherwise the recipe and its code."""
+    """What decides the recordings of a data set, or of one machine: a folder's files, the archives, or the recipe and its code."""
     entry = config["datasets"][name]
     if entry["source"] == "folder":
         return {"listing": listing_digest(Path(entry["path"]), machine)}
-    maker = {"synthetic": "synthesize.py", "dcase": "unpack.py"}[entry["source"]]
-    return {"recipe": entry, "code": code_digest(maker)}
+    if entry["source"] == "dcase":
+        return {"archives": [[archive.zenodo_record, archive.name] for archive in planned_archives(name, machine)]}
+    return {"recipe": canonical(entry), "code": code_digest("synthesize.py")}
+
+
+CATALOGUE_KEYS = ("source", "rules_of", "machines", "audio", "partial", "auxiliary", "split")
+
+
+def catalogue_settings(name: str) -> dict:
+    """What the catalogue reads of a data set's entry."""
+    entry = config["datasets"][name]
+    chosen = {key: entry[key] for key in CATALOGUE_KEYS if key in entry}
+    return stage_config(**{**chosen, "machines": list(machines_of(name))}, path=dataset_root(name))
+
+
+def catalogue_inputs(wildcards) -> dict:
+    """The files that say that a data set's recordings are complete; a folder of one's own is there or is not."""
+    name = wildcards.dataset
+    source = config["datasets"][name]["source"]
+    if source == "synthetic":
+        return {"recordings": [dataset_root(name)]}
+    if source == "dcase":
+        return {
+            "recordings": [f"{DATA}/{name}/{machine}.unpacked.json" for machine in machines_of(name)],
+            "labels": f"{DATA}/{name}/evaluation_labels.csv",
+        }
+    return {}
 
 
 def clips_of(name: str) -> str:
@@ -112,7 +147,7 @@ def hidden_attributes_of(name: str) -> list[str]:
     """The file with the truth about hidden attributes, where a data set has one; only `evaluate` may ask."""
     entry = config["datasets"][name]
     known = entry["source"] == "synthetic" or (entry["source"] == "dcase" and entry["hidden_attributes"])
-    return [f"{RESULTS}/{name}/hidden_attributes.csv"] if known else []
+    return [f"{DATA}/{name}.hidden_attributes.csv"] if known else []
 
 
 # ------------------------------------------------------------------ encoders
@@ -151,6 +186,17 @@ def pretraining_datasets(name: str) -> list[str]:
     return sorted(set(chosen))
 
 
+def pretraining_inputs(wildcards) -> dict:
+    """Catalogues and features to pre-train on, and the encoder to start from."""
+    names = pretraining_datasets(wildcards.encoder)
+    return {
+        "clips": [clips_of(name) for name in names],
+        "features": [path for name in names for path in features_of(name, wildcards.encoder)],
+        "init_weights": encoder_files(origin_of(wildcards.encoder))["weights"],
+        "init_config": encoder_files(origin_of(wildcards.encoder))["config"],
+    }
+
+
 PRETRAINED = sorted(name for name, entry in config["encoders"].items() if entry["pretraining"])
 PLAIN = sorted({name for name, entry in config["encoders"].items() if not entry["pretraining"]}
                | {origin_of(name) for name in PRETRAINED})
@@ -168,17 +214,47 @@ def training_datasets(dataset: str, system: str) -> list[str]:
     return [dataset, *(name for name in system_entry(system)["extra_datasets"] if name != dataset)]
 
 
-def clusters_attributes(system: str) -> bool:
-    return system_entry(system)["labels"]["hidden"] == "cluster" and system_entry(system)["tuning"]["method"] != "none"
+def needs_labels(system: str) -> bool:
+    return system_entry(system)["tuning"]["method"] != "none"
 
 
-def unadapted_labels(dataset: str) -> dict[str, str]:
-    """System -> labels made without pre-training, for the systems whose encoder is pre-trained and whose labels are clusters."""
-    return {
-        system: f"{RESULTS}/{dataset}/{system}/labels_unadapted.parquet"
-        for system in RUN["systems"]
-        if clusters_attributes(system) and system_entry(system)["encoder"] in PRETRAINED and hidden_attributes_of(dataset)
+def clusters_hidden(dataset: str, system: str) -> bool:
+    """Whether a system clusters clips whose attributes are hidden."""
+    return needs_labels(system) and system_entry(system)["labels"]["hidden"] == "cluster"
+
+
+def label_inputs(dataset: str, system: str, suffix: str = "") -> dict:
+    """Catalogues and, where hidden attributes are clustered, the embeddings to cluster."""
+    inputs = {"clips": [clips_of(name) for name in training_datasets(dataset, system)]}
+    if clusters_hidden(dataset, system):
+        encoder = system_entry(system)["encoder"]
+        encoder = origin_of(encoder) if suffix else encoder
+        inputs["embeddings"] = f"{RESULTS}/{dataset}/embeddings/{encoder}.h5"
+    return inputs
+
+
+def finetuning_inputs(wildcards) -> dict:
+    """Catalogues, features and labels to train on, and the encoder to tune."""
+    dataset, system = wildcards.dataset, wildcards.system
+    encoder = system_entry(system)["encoder"]
+    names = training_datasets(dataset, system)
+    inputs = {
+        "clips": [clips_of(name) for name in names],
+        "features": [path for name in names for path in features_of(name, encoder)],
+        "encoder_weights": encoder_files(encoder)["weights"],
+        "encoder_config": encoder_files(encoder)["config"],
     }
+    if needs_labels(system):
+        inputs["labels"] = f"{RESULTS}/{dataset}/{system}/labels.parquet"
+    return inputs
+
+
+def judged_labels(dataset: str, suffix: str = "") -> dict[str, str]:
+    """System -> labels whose clusters can be held against the hidden attributes; with a suffix, those made without pre-training."""
+    systems = [system for system in RUN["systems"] if clusters_hidden(dataset, system) and hidden_attributes_of(dataset)]
+    if suffix:
+        systems = [system for system in systems if system_entry(system)["encoder"] in PRETRAINED]
+    return {system: f"{RESULTS}/{dataset}/{system}/labels{suffix}.parquet" for system in systems}
 
 
 def runs_of(dataset: str, file: str) -> list[str]:

@@ -4,7 +4,7 @@
 rule synthesize:
     output:
         recordings=directory(f"{DATA}/{{dataset}}"),
-        hidden_attributes=f"{RESULTS}/{{dataset}}/hidden_attributes.csv",
+        hidden_attributes=f"{DATA}/{{dataset}}.hidden_attributes.csv",
     params:
         cfg=lambda wildcards: stage_config(**config["datasets"][wildcards.dataset]),
         code=code_digest("synthesize.py"),
@@ -26,13 +26,11 @@ rule synthesize:
 
 rule catalogue:
     input:
-        recordings=lambda wildcards: catalogue_inputs(wildcards.dataset),
+        unpack(catalogue_inputs),
     output:
         clips=f"{RESULTS}/{{dataset}}/clips.parquet",
     params:
-        cfg=lambda wildcards: stage_config(
-            root=dataset_root(wildcards.dataset), **catalogue_keys(wildcards.dataset)
-        ),
+        cfg=lambda wildcards: catalogue_settings(wildcards.dataset),
         recordings=lambda wildcards: recordings_key(wildcards.dataset),
         code=code_digest("catalogue.py"),
     log:

@@ -28,7 +28,7 @@ rule fetch_encoder:
 
 rule pretrain:
     input:
-        unpack(lambda wildcards: pretraining_inputs(wildcards.encoder)),
+        unpack(pretraining_inputs),
     output:
         weights=f"{RESULTS}/encoders/{{encoder}}/encoder.safetensors",
         config=f"{RESULTS}/encoders/{{encoder}}/config.json",
@@ -67,7 +67,9 @@ rule embed:
     output:
         embeddings=f"{RESULTS}/{{dataset}}/embeddings/{{encoder}}.h5",
     params:
-        cfg=lambda wildcards: stage_config(pooling=encoder_entry(wildcards.encoder)["pooling"]),
+        cfg=lambda wildcards: stage_config(
+            **{key: encoder_entry(wildcards.encoder)[key] for key in ("pooling", "batch_size")}
+        ),
         code=code_digest("embed.py"),
         device=config["device"],
     log:

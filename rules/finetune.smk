@@ -3,7 +3,7 @@
 
 rule finetune:
     input:
-        unpack(lambda wildcards: finetuning_inputs(wildcards.dataset, wildcards.system)),
+        unpack(finetuning_inputs),
     output:
         model=f"{RESULTS}/{{dataset}}/{{system}}/seed_{{seed}}/model.safetensors",
         config=f"{RESULTS}/{{dataset}}/{{system}}/seed_{{seed}}/model.json",

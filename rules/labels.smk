@@ -3,8 +3,7 @@
 
 rule label:
     input:
-        clips=lambda wildcards: [clips_of(name) for name in training_datasets(wildcards.dataset, wildcards.system)],
-        embeddings=lambda wildcards: label_embeddings(wildcards.dataset, wildcards.system),
+        unpack(lambda wildcards: label_inputs(wildcards.dataset, wildcards.system)),
     output:
         labels=f"{RESULTS}/{{dataset}}/{{system}}/labels.parquet",
         clusters=f"{RESULTS}/{{dataset}}/{{system}}/clusters.npz",
@@ -31,8 +30,7 @@ rule label:
 # The same labels from the encoder before its pre-training: what the adaptation is worth, measured by agreement with the truth.
 use rule label as label_unadapted with:
     input:
-        clips=lambda wildcards: [clips_of(name) for name in training_datasets(wildcards.dataset, wildcards.system)],
-        embeddings=lambda wildcards: label_embeddings(wildcards.dataset, wildcards.system, unadapted=True),
+        unpack(lambda wildcards: label_inputs(wildcards.dataset, wildcards.system, suffix="_unadapted")),
     output:
         labels=f"{RESULTS}/{{dataset}}/{{system}}/labels_unadapted.parquet",
         clusters=f"{RESULTS}/{{dataset}}/{{system}}/clusters_unadapted.npz",

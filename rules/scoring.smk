@@ -34,8 +34,8 @@ rule evaluate:
         clips=lambda wildcards: clips_of(wildcards.dataset),
         scores=lambda wildcards: runs_of(wildcards.dataset, "scores.parquet"),
         hidden_attributes=lambda wildcards: hidden_attributes_of(wildcards.dataset),
-        labels=lambda wildcards: list(pseudo_labels(wildcards.dataset).values()),
-        unadapted_labels=lambda wildcards: list(unadapted_labels(wildcards.dataset).values()),
+        labels=lambda wildcards: list(judged_labels(wildcards.dataset).values()),
+        unadapted_labels=lambda wildcards: list(judged_labels(wildcards.dataset, "_unadapted").values()),
     output:
         metrics=f"{RESULTS}/{{dataset}}/metrics.csv",
         official=f"{RESULTS}/{{dataset}}/official_scores.csv",
@@ -43,8 +43,8 @@ rule evaluate:
         cfg=lambda wildcards: stage_config(
             year=config["datasets"][wildcards.dataset]["rules_of"],
             runs=[[system, seed] for system in RUN["systems"] for seed in RUN["seeds"]],
-            pseudo_labels=sorted(pseudo_labels(wildcards.dataset)),
-            unadapted_labels=sorted(unadapted_labels(wildcards.dataset)),
+            labelled=list(judged_labels(wildcards.dataset)),
+            labelled_unadapted=list(judged_labels(wildcards.dataset, "_unadapted")),
         ),
         code=code_digest("evaluate.py"),
     log:

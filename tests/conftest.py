@@ -12,3 +12,17 @@ needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="../shared (genuin
 
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+_skipped_for_shared: list[str] = []
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Remember the tests that skipped because ../shared is missing, although the caller says that it is there."""
+    if report.skipped and "../shared" in str(report.longrepr):
+        _skipped_for_shared.append(report.nodeid)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if os.environ.get("ASDFLOW_EXPECT_SHARED") and _skipped_for_shared:
+        print(f"\n{len(_skipped_for_shared)} tests skipped for lack of ../shared although it is here")
+        session.exitstatus = 1
