@@ -18,7 +18,6 @@ import soxr
 
 from asdflow.errors import InputError
 
-SUFFIXES = (".wav", ".flac")
 BLOCK_FRAMES = 1 << 16
 READ_FRAMES = 1 << 20
 _UNKNOWN_SIZE = 0xFFFFFFFF
@@ -105,16 +104,18 @@ def _check_wav_chunks(handle: BinaryIO) -> None:
     while position + 8 <= end:
         handle.seek(position)
         chunk, size = struct.unpack("<4sI", handle.read(8))
-        if chunk == b"ds64":
-            long_size = struct.unpack("<QQ", handle.read(16))[1]
         if chunk == b"data":
-            size = long_size if head[:4] == b"RF64" and size == _UNKNOWN_SIZE else size
-            if size != _UNKNOWN_SIZE and position + 8 + size > end:
-                held = end - position - 8
+            size = long_size if long_size and size == _UNKNOWN_SIZE else size
+            held = end - position - 8
+            if size != _UNKNOWN_SIZE and size > held:
                 raise _WavTruncatedError(
                     f"is truncated: {size} bytes of samples are declared, {held} are there"
                 )
             return
+        if not chunk.isascii() or b"\0" in chunk:
+            return
+        if chunk == b"ds64" and size >= 16:
+            long_size = int.from_bytes(handle.read(16)[8:], "little")
         position += 8 + size + size % 2
     raise _WavTruncatedError("is truncated: the file ends before its samples begin")
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -18,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from asdflow.data import audio, naming
+from asdflow.data.listing import AUDIO_SUFFIXES
 from asdflow.errors import InputError
 from asdflow.files import atomic_path
 
@@ -146,14 +144,15 @@ def _machine_folders(root: Path, machines: Sequence[str] | None, findings: _Find
             "folder", f"{root}: holds train/ or test/ itself, so it is a machine; give its parent folder"
         )
         return []
+    if not present:
+        findings.problem("folder", f"{root}: holds no machine")
+        return []
     if machines is None:
-        if not present:
-            findings.problem("folder", f"{root}: holds no machine")
         return present
     names = {entry.name for entry in present}
     for machine in machines:
         if machine not in names:
-            there = ", ".join(sorted(names)) or "none"
+            there = ", ".join(sorted(names))
             findings.problem("machine", f"{root / machine}: there is no such machine (there: {there})")
     return [entry for entry in present if entry.name in machines]
 
@@ -162,17 +161,8 @@ def _machine_clips(folder: Path, auxiliary: bool, findings: _Findings) -> list[_
     """Read the names of one machine's clips; note names, files and gaps that do not fit."""
     before = len(findings.problems)
     attributes = _machine_attributes(folder, findings)
-    clips = []
-    for path in _clip_paths(folder, findings):
-        try:
-            name = naming.parse_clip_name(path.parent.name, path.stem)
-            recorded = attributes.get(f"{path.parent.name}/{path.stem}", attributes.get(path.stem))
-            if recorded is not None:
-                name = naming.with_csv_attributes(name, recorded)
-        except naming.UnknownNameError as error:
-            findings.problem("name", f"{path}: {error}")
-            continue
-        clips.append(_Clip(path, folder.name, f"{folder.name}/{path.parent.name}/{path.stem}", name))
+    found = [_read_clip(path, attributes, findings) for path in _clip_paths(folder, findings)]
+    clips = [clip for clip in found if clip is not None]
     if not clips and len(findings.problems) == before:
         findings.problem("machine", f"{folder}: holds no clips")
     if auxiliary:
@@ -182,28 +172,63 @@ def _machine_clips(folder: Path, auxiliary: bool, findings: _Findings) -> list[_
     return clips
 
 
+def _read_clip(path: Path, attributes: Mapping[str, dict[str, str]], findings: _Findings) -> _Clip | None:
+    """Read one clip's name, with the attributes that the machine's table records for it."""
+    machine, folder = path.parent.parent.name, path.parent.name
+    try:
+        path.name.encode("utf-8")
+        name = naming.parse_clip_name(folder, path.stem)
+    except UnicodeEncodeError:
+        findings.problem("name", f"{path.parent / ascii(path.name)}: the name is not UTF-8")
+        return None
+    except naming.UnknownNameError as error:
+        findings.problem("name", f"{path}: {error}")
+        return None
+    recorded = attributes.get(f"{folder}/{path.stem}", attributes.get(path.stem))
+    if recorded is not None:
+        try:
+            name = naming.with_csv_attributes(name, recorded)
+        except naming.UnknownNameError as error:
+            findings.problem("attributes", f"{path}: {error}")
+    return _Clip(path, machine, f"{machine}/{folder}/{path.stem}", name)
+
+
 def _clip_paths(folder: Path, findings: _Findings) -> list[Path]:
-    """Return the WAV and FLAC files of a machine, sorted; note recordings in other formats and misplaced folders."""
+    """Return the WAV and FLAC files in a machine's known folders, sorted; note recordings that lie anywhere else."""
+    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    if loose := sum(entry.is_file() and _is_recording(entry) for entry in entries):
+        findings.problem("folder", f"{folder}: {loose} recordings lie beside train/ and test/, not in them")
     paths: list[Path] = []
-    ignored: Counter[str] = Counter()
-    for subfolder in sorted(entry for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."):
-        for entry in sorted(subfolder.iterdir()):
-            suffix = entry.suffix.lower()
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                findings.problem("folder", f"{entry}: a folder where clips are expected")
-            elif suffix in audio.SUFFIXES:
-                paths.append(entry)
-            elif suffix in OTHER_AUDIO:
-                findings.problem("suffix", f"{entry}: {suffix} is not read")
-            else:
-                ignored[subfolder.name] += 1
-    for name, count in ignored.items():
-        findings.notices.append(
-            f"{folder.name}: {count} files in {name}/ are not recordings and were ignored"
-        )
+    for subfolder in (entry for entry in entries if entry.is_dir()):
+        if subfolder.name in naming.FOLDERS:
+            paths += _recordings(subfolder, findings)
+        elif count := sum(1 for path in subfolder.rglob("*") if _is_recording(path)):
+            known = ", ".join(naming.FOLDERS)
+            findings.problem("folder", f"{subfolder}: {count} recordings in a folder that is none of {known}")
     return paths
+
+
+def _recordings(folder: Path, findings: _Findings) -> list[Path]:
+    """Return the WAV and FLAC files of a folder, sorted; note other formats and folders, ignore other files."""
+    paths: list[Path] = []
+    ignored = 0
+    for entry in sorted(entry for entry in folder.iterdir() if not entry.name.startswith(".")):
+        suffix = entry.suffix.lower()
+        if entry.is_dir():
+            findings.problem("folder", f"{entry}: a folder where clips are expected")
+        elif suffix in AUDIO_SUFFIXES:
+            paths.append(entry)
+        elif suffix in OTHER_AUDIO:
+            findings.problem("suffix", f"{entry}: {suffix} is not read")
+        else:
+            ignored += 1
+    if ignored:
+        findings.notices.append(f"{folder}: {ignored} files are not recordings and were ignored")
+    return paths
+
+
+def _is_recording(path: Path) -> bool:
+    return path.suffix.lower() in (*AUDIO_SUFFIXES, *OTHER_AUDIO)
 
 
 def _machine_attributes(folder: Path, findings: _Findings) -> dict[str, dict[str, str]]:
@@ -319,30 +344,3 @@ def read_catalogue(path: Path) -> pd.DataFrame:
         )
     frame: pd.DataFrame = table.to_pandas()
     return frame
-
-
-def listing_digest(root: Path, machine: str | None = None) -> str:
-    """Digest of (relative name, size, modification time) of the files a catalogue depends on, without opening any.
-
-    Covers recordings and attributes files below `root`, or below one machine of it; for deciding what to run again.
-    A missing folder has a digest too.
-    """
-    root = Path(root)
-    top = root if machine is None else root / machine
-    lines = sorted(_listing(top, root))
-    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def _listing(folder: Path, root: Path) -> Iterator[str]:
-    try:
-        entries = list(os.scandir(folder))
-    except OSError:
-        return
-    for entry in entries:
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir():
-            yield from _listing(Path(entry.path), root)
-        elif entry.name.lower().endswith((*audio.SUFFIXES, ".csv")):
-            status = entry.stat()
-            yield f"{Path(entry.path).relative_to(root)}\t{status.st_size}\t{status.st_mtime_ns}"

@@ -43,13 +43,21 @@ _FORM_SUPPLEMENTAL = re.compile(
     r"_\d{4,}(?:_(?P<attributes>.*))?"
 )
 _KEY = re.compile(r"[A-Za-z][A-Za-z0-9-]*")
-# 2021 wrote its training attributes without keys for some of the machines.
-_FORMS_2021 = (
-    re.compile(r"(?P<car>[A-Z]\d+)Spd(?P<spd>\d+V?)Mic(?P<mic>\d+)"),
-    re.compile(r"strength_(?P<strength>[^_]+)_(?P<noise>[^_]+)"),
-    re.compile(r"serial_no_(?P<serial_no>[^_]+)_(?P<content>[^_]+)"),
-    re.compile(r"pattern_(?P<pattern>[^_]+)_(?P<background>[a-z]+(?:_[a-z]+)*)"),
-    re.compile(r"(?P<g>[\d.]+)_g_(?P<mm>[\d.]+)_mm_(?P<mV>[\d.]+)_mV_(?P<noise>[^_]+)"),
+# Spellings of the official sets that are not runs of key_value: 2021's training clips, RoboticArm and BrushlessMotor
+# of 2024, the gearbox anomalies of 2024, CoffeeGrinder of 2025. Keys that a name does not spell are ours.
+_SPECIAL_FORMS = tuple(
+    re.compile(form)
+    for form in (
+        r"(?P<car>[A-Z]\d+)Spd(?P<spd>\d+V?)Mic(?P<mic>\d+)",
+        r"strength_(?P<strength>[^_]+)_(?P<noise>[^_]+)",
+        r"serial_no_(?P<serial_no>[^_]+)_(?P<content>[^_]+)",
+        r"pattern_(?P<pattern>[^_]+)_(?P<background>[a-z]+(?:_[a-z]+)*)",
+        r"(?P<g>[\d.]+)_g_(?P<mm>[\d.]+)_mm_(?P<mV>[\d.]+)_mV_(?P<noise>[^_]+)",
+        r"weight(?P<weight>\d+)_Bckg(?P<Bckg>[A-Z])",
+        r"spd(?P<spd>\d+)_Bckg(?P<Bckg>[A-Z])",
+        r"pro_(?P<pro>[^_]+)_wt_(?P<wt>[^_]+)_damage(?P<damage>\d+)",
+        r"mic_(?P<mic>[^_]+)_mic_pos_(?P<mic_pos>[^_]+)_grind_(?P<grind>[^_]+)_bkg_(?P<bkg>[^_]+)",
+    )
 )
 
 
@@ -92,13 +100,13 @@ def attribute_text(attributes: Mapping[str, str]) -> str:
 def parse_attributes(text: str) -> dict[str, str]:
     """Key-value pairs of the attribute part of a clip name, in order; empty where hidden or absent.
 
-    `vel_8_loc_B` is {vel: 8, loc: B}; the keyless strings of 2021 get the keys that their units and machines
-    suggest (ours); any other text stays whole under the key `description`, so that no information is lost.
+    `vel_8_loc_B` is {vel: 8, loc: B}, `weight15_BckgF` is {weight: 15, Bckg: F}; any text that is neither a run of
+    keys and values nor in one of the known special spellings stays whole under the key `description`.
     """
     text = text.strip("_")
     if text in ("", HIDDEN):
         return {}
-    for form in _FORMS_2021:
+    for form in _SPECIAL_FORMS:
         if match := form.fullmatch(text):
             return match.groupdict()
     tokens = text.split("_")
@@ -181,7 +189,7 @@ def read_attributes_csv(path: Path) -> dict[str, dict[str, str]]:
 
     The key is `<folder>/<stem>` where the file says the folder, else the stem. Columns: file_name, d1p, d1v, d2p,
     d2v, ...; empty pairs and `noAttribute` are hidden. Raises ValueError for other columns, a half pair or a clip
-    listed twice with different attributes.
+    listed twice with different attributes. A table without any pair of columns says nothing about attributes: empty.
     """
     table: dict[str, dict[str, str]] = {}
     with path.open(newline="", encoding="utf-8-sig") as handle:
@@ -189,6 +197,8 @@ def read_attributes_csv(path: Path) -> dict[str, dict[str, str]]:
         header = next(reader, [])
         if not header or header[0].strip() != "file_name":
             raise ValueError("the first column is not file_name")
+        if len(header) == 1:
+            return {}
         for row in reader:
             if not row or not row[0].strip():
                 continue
@@ -227,9 +237,8 @@ def with_csv_attributes(name: ClipName, recorded: Mapping[str, str]) -> ClipName
     text = name.attribute_text
     agrees = (
         text is None
-        or text.strip("_") == attribute_text(recorded)
         or dict(recorded) == name.attributes
-        or (text.strip("_") == "" and not name.attributes)
+        or text.replace("_", "") == attribute_text(recorded).replace("_", "")
     )
     if not agrees:
         said = attribute_label(name.attributes) or HIDDEN
