@@ -50,7 +50,7 @@ def download_archive(
     target = folder / archive.name
     with exclusive(_lock_path(target)), one_of(folder.parent, settings.parallel):
         known = _read_record(record_path(data_dir, archive))
-        if known is not None and target.exists() and _matches(target, known):
+        if known is not None and _matches(target, known):
             return record_path(data_dir, archive)
         return _write_record(archive, data_dir, target, _fetch(archive, target, settings))
 
@@ -58,10 +58,9 @@ def download_archive(
 def archive_file(
     archive: Archive, data_dir: str | Path, settings: DownloadSettings, offline: str | Path | None
 ) -> Path:
-    """The archive's file, as its record names it; fetched (again) when it is not there in full size."""
-    record = record_path(data_dir, archive)
-    known = _read_record(record)
-    if known is None or not (path := Path(known["path"])).exists() or path.stat().st_size != known["size"]:
+    """The archive's file, as its record names it; fetched again when it is gone or no longer has the recorded md5."""
+    known = _read_record(record_path(data_dir, archive))
+    if known is None or not _matches(Path(known["path"]), known):
         known = json.loads(download_archive(archive, data_dir, settings, offline).read_text(encoding="utf-8"))
     return Path(known["path"])
 
@@ -107,7 +106,7 @@ def _one_try(
     archive: Archive, target: Path, settings: DownloadSettings, session: requests.Session
 ) -> PublishedFile:
     published = ask_zenodo(session, archive, settings)
-    if target.exists() and _matches(target, {"size": published.size, "md5": published.md5}):
+    if _matches(target, {"size": published.size, "md5": published.md5}):
         return published
     part = target.with_name(target.name + ".part")
     held = _held_bytes(part, published)
@@ -280,7 +279,10 @@ def _read_record(path: Path) -> dict[str, Any] | None:
 
 
 def _matches(path: Path, wanted: dict[str, Any]) -> bool:
-    return path.stat().st_size == wanted["size"] and file_digest(path, "md5") == wanted["md5"]
+    """Whether there is a file of the wanted size and md5."""
+    if not path.is_file() or path.stat().st_size != wanted["size"]:
+        return False
+    return file_digest(path, "md5") == wanted["md5"]
 
 
 def _feed(digest: Any, path: Path) -> None:

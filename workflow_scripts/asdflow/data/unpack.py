@@ -16,6 +16,7 @@ from typing import Any
 
 from asdflow.data.archives import Archive, plan_archives
 from asdflow.data.download import archive_file, archive_record
+from asdflow.data.listing import AUDIO_SUFFIXES
 from asdflow.data.locks import exclusive
 from asdflow.data.transfer import DownloadSettings
 from asdflow.errors import InputError
@@ -23,7 +24,6 @@ from asdflow.files import write_text
 
 log = logging.getLogger(__name__)
 
-KEPT_SUFFIXES = (".wav", ".flac", ".csv")
 LARGEST_ENTRY = 512 << 20
 MOST_ENTRIES = 200_000
 LARGEST_RATIO = 20
@@ -103,7 +103,7 @@ def _unpack(paths: Sequence[Path], machine: str, folder: Path, sources: list[dic
 
 def _sources(archives: Iterable[Archive], data_dir: str | Path) -> list[dict[str, Any]]:
     records = [archive_record(archive, data_dir) for archive in archives]
-    return [{key: record[key] for key in ("archive", "url", "size", "md5")} for record in records]
+    return [{key: record[key] for key in ("archive", "size", "md5")} for record in records]
 
 
 def _is_complete(folder: Path, archives: Sequence[Archive], data_dir: str | Path) -> bool:
@@ -159,9 +159,13 @@ def _entries_of(path: Path, machine: str, problems: list[str]) -> list[_Entry]:
     found, total = [], 0
     for info in infos:
         total += info.file_size
-        if reason := _refusal(info):
+        try:
+            _refuse(info)
+            target = _target(info, machine)
+        except ValueError as reason:
             problems.append(f"{path.name}, entry {info.orig_filename!r}: {reason}")
-        elif (target := _target(info, machine)) is not None:
+            continue
+        if target is not None:
             found.append(_Entry(target, path, info))
     if len(infos) > MOST_ENTRIES or total > max(LARGEST_RATIO * path.stat().st_size, SMALL_ARCHIVE):
         problems.append(
@@ -172,36 +176,39 @@ def _entries_of(path: Path, machine: str, problems: list[str]) -> list[_Entry]:
     return found
 
 
-def _refusal(info: zipfile.ZipInfo) -> str | None:
-    """Why an entry is not unpacked; None for an ordinary file or folder."""
+def _refuse(info: zipfile.ZipInfo) -> None:
+    """Raise ValueError, saying why, for an entry that is not an ordinary file or folder of the archive."""
     name = info.orig_filename
     mode = info.external_attr >> 16
     if "\0" in name or "\\" in name:
-        return "the name holds a backslash or NUL"
-    if name.startswith("/") or (len(name) > 1 and name[1] == ":"):
-        return "an absolute path"
+        raise ValueError("the name holds a backslash or NUL")
+    if name.startswith("/") or name[1:2] == ":":
+        raise ValueError("an absolute path")
     if ".." in PurePosixPath(name).parts:
-        return "the path leads upwards ('..')"
+        raise ValueError("the path leads upwards ('..')")
+    if stat.S_ISLNK(mode):
+        raise ValueError("a symbolic link")
     if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
-        return "a symbolic link" if stat.S_ISLNK(mode) else "not an ordinary file"
+        raise ValueError("not an ordinary file")
     if info.flag_bits & 0x1:
-        return "encrypted"
+        raise ValueError("encrypted")
     if info.file_size > LARGEST_ENTRY:
-        return f"{info.file_size} bytes, more than any recording (limit {LARGEST_ENTRY})"
-    return None
+        raise ValueError(f"{info.file_size} bytes, more than any recording (limit {LARGEST_ENTRY})")
 
 
 def _target(info: zipfile.ZipInfo, machine: str) -> str | None:
-    """Path below the machine's folder, None for what is not unpacked (folders, notes, desktop litter, other machines)."""
+    """Path below the machine's folder, None for what is not unpacked (folders, notes, desktop litter).
+
+    Raises ValueError for a recording outside `<machine>/<folder>/`: leaving it out silently would lose it.
+    """
     parts = PurePosixPath(info.filename).parts
-    if (
-        info.is_dir()
-        or machine not in parts[:-1]
-        or any(part.startswith((".", "__MACOSX")) for part in parts)
-    ):
+    if info.is_dir() or any(part.startswith((".", "__MACOSX")) for part in parts):
         return None
-    below = parts[parts.index(machine) + 1 :]
-    if not info.filename.lower().endswith(KEPT_SUFFIXES) or len(below) > 2:
+    below = parts[parts.index(machine) + 1 :] if machine in parts[:-1] else ()
+    suffix = PurePosixPath(info.filename).suffix.lower()
+    if suffix in AUDIO_SUFFIXES and len(below) != 2:
+        raise ValueError(f"a recording that is not at {machine}/<folder>/<file>")
+    if suffix not in AUDIO_SUFFIXES and (suffix != ".csv" or len(below) not in (1, 2)):
         log.info("%s is not unpacked: neither a recording nor an attribute table", info.filename)
         return None
     return "/".join(below)
