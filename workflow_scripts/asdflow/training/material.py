@@ -1,0 +1,148 @@
+"""What fine-tuning learns from: labelled clips in the feature cache, and the batches drawn from them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from asdflow.errors import InputError
+from asdflow.features.store import FeatureStore
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Batch:
+    """Random crops of clips: frames float16 [V, B, T, F] (V views), and of each clip its label and machine [B]."""
+
+    frames: np.ndarray
+    label: np.ndarray
+    machine: np.ndarray
+    attributed: np.ndarray
+    noise: np.ndarray | None = None  # float16 [V, B, T, F]
+
+
+class TrainingMaterial:
+    """The labelled clips of one or several data sets, drawn in balanced batches.
+
+    Parameters
+    ----------
+    sources : data set -> feature files; the first data set is the scored one.
+    labels : labels.parquet. clips : clips.parquet of the scored data set.
+    balance : what a batch holds equal shares of: none, machine, machine_domain or label.
+
+    Clips of additional data sets that equal a clip of the scored one (same content hash) are left out, so that nothing
+    is learnt from a copy of a test clip. `table` has a row per clip learnt from; `classes` and `machines` are names.
+    """
+
+    def __init__(
+        self, sources: Mapping[str, Sequence[Path]], labels: Path, clips: Path, balance: str, seed: int
+    ) -> None:
+        self.store = FeatureStore(sources)
+        self.scored = next(iter(sources))
+        self.seed = seed
+        table = self._labelled(pd.read_parquet(labels))
+        table = self._without_copies(table)
+        self.classes = sorted(set(table["label_name"]))
+        self.machines = sorted(set(table["machine"]))
+        number = {name: k for k, name in enumerate(self.classes)}
+        machine = {name: k for k, name in enumerate(self.machines)}
+        self.table = table.assign(
+            target=table["label_name"].map(number), machine_number=table["machine"].map(machine)
+        ).reset_index(drop=True)
+        self.share = _shares(self.table, balance)
+        self.noise_items = self._noise(pd.read_parquet(clips))
+        self.longest = int(self.table["n_frames"].max())
+
+    def _labelled(self, labels: pd.DataFrame) -> pd.DataFrame:
+        index = self.store.index.assign(item=np.arange(len(self.store)))
+        index = index.drop(columns="machine")
+        table = labels.merge(index, on=["dataset", "clip_id"], how="left")
+        missing = table.loc[table["item"].isna(), "clip_id"].tolist()
+        if missing:
+            raise InputError(
+                f"{len(missing)} labelled clips have no features", missing[:20], "run extract_features again"
+            )
+        return table.astype({"item": "int64", "n_frames": "int64"})
+
+    def _without_copies(self, table: pd.DataFrame) -> pd.DataFrame:
+        index = self.store.index
+        own = set(index.loc[index["dataset"] == self.scored, "content_hash"])
+        copy = (table["dataset"] != self.scored) & table["content_hash"].isin(own)
+        if copy.any():
+            log.info(
+                "%d clips of additional data sets equal clips of %s and are left out", copy.sum(), self.scored
+            )
+        return table.loc[~copy]
+
+    def _noise(self, clips: pd.DataFrame) -> np.ndarray:
+        """Items of the scored data set's noise-only supplemental clips."""
+        noise = set(clips.loc[clips["supplement"] == "noise", "clip_id"])
+        index = self.store.index
+        return np.flatnonzero((index["dataset"] == self.scored) & index["clip_id"].isin(noise))
+
+    @property
+    def unattributed(self) -> list[int]:
+        """Numbers of the scored data set's machines that have clips without true attributes."""
+        scored = self.table["dataset"] == self.scored
+        hidden = scored & (self.table["origin"] != "attributes")
+        return sorted(set(self.table.loc[hidden, "machine_number"]))
+
+    def batch(self, step: int, size: int, frames: int, views: int, noise: bool) -> Batch:
+        """The batch of a step: it depends on the seed and the step alone, so training resumes anywhere.
+
+        size : clips. frames : length of every crop; shorter clips start over at their end. views : crops per clip.
+        """
+        rng = np.random.default_rng([self.seed, step])
+        rows = _draw(self.share, size, rng)
+        chosen = self.table.iloc[rows]
+        crops = [[self._crop(item, frames, rng) for item in chosen["item"]] for _ in range(views)]
+        sounds = None
+        if noise and len(self.noise_items):
+            items = rng.choice(self.noise_items, (views, size))
+            sounds = np.stack([np.stack([self._crop(item, frames, rng) for item in row]) for row in items])
+        return Batch(
+            np.stack([np.stack(view) for view in crops]),
+            chosen["target"].to_numpy(np.int64),
+            chosen["machine_number"].to_numpy(np.int64),
+            (chosen["origin"] == "attributes").to_numpy(),
+            sounds,
+        )
+
+    def _crop(self, item: int, frames: int, rng: np.random.Generator) -> np.ndarray:
+        """A random crop of a clip: float16 [frames, bins]."""
+        return crop(self.store.frames(item), frames, float(rng.random()))
+
+
+def crop(clip: np.ndarray, frames: int, position: float) -> np.ndarray:
+    """Cut `frames` frames of a clip [n, bins], placed by `position` in [0, 1); shorter clips are repeated cyclically."""
+    if len(clip) < frames:
+        return np.resize(clip, (frames, clip.shape[1]))
+    start = int(position * (len(clip) - frames + 1))
+    return clip[start : start + frames]
+
+
+def _shares(table: pd.DataFrame, balance: str) -> np.ndarray:
+    """Probability of every clip to be drawn [n], such that every value of the balanced key is equally likely."""
+    keys = {
+        "none": pd.Series("", index=table.index),
+        "machine": table["dataset"] + "|" + table["machine"],
+        "machine_domain": table["dataset"] + "|" + table["machine"] + "|" + table["domain"].fillna("-"),
+        "label": table["label_name"],
+    }
+    key = keys[balance]
+    share = 1.0 / (key.map(key.value_counts()) * key.nunique())
+    return share.to_numpy(np.float64)
+
+
+def _draw(share: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+    """`size` clips by systematic sampling: each expected count is met to within one, in random order."""
+    order = rng.permutation(len(share))
+    edges = np.cumsum(share[order])
+    points = (np.arange(size) + rng.random()) / size * edges[-1]
+    return rng.permutation(order[np.searchsorted(edges, points).clip(max=len(share) - 1)])

@@ -1,0 +1,282 @@
+"""The embedding network that fine-tuning leaves behind: encoder, adaptation, pooling; stored, loaded and read out."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from asdflow.errors import InputError
+from asdflow.features.store import padded_length
+from asdflow.files import atomic_path, file_digest, write_text
+from asdflow.models.encoder import WEIGHTS, Encoder, build_encoder
+from asdflow.models.loading import load_encoder
+from asdflow.models.pooling import build_pooling
+from asdflow.training.adaptation import GroupAdapters, add_low_rank, build_group_adapters
+from asdflow.training.material import crop
+
+log = logging.getLogger(__name__)
+
+FORMAT, VERSION = "asdflow-model", 1
+FRAMES_PER_PASS = 16 * 1024
+"""Frames that go through an encoder at once when clips are embedded."""
+
+
+class EmbeddingNetwork(nn.Module):
+    """Encoder with its adaptation, pooling and projection: log-mel [B, T, F] and machine numbers [B] -> [B, d]."""
+
+    def __init__(self, encoder: Encoder, settings: Mapping[str, Any], machines: int, seed: int) -> None:
+        super().__init__()
+        tuning, pooling = settings["tuning"], settings["pooling"]
+        self.encoder = encoder
+        self.layers = pooling["layers"]
+        if tuning["method"] in ("lora", "fully_connected_lora"):
+            branches = tuning["lora"]["branches"] if tuning["method"] == "fully_connected_lora" else 1
+            add_low_rank(encoder, tuning["lora"], branches, seed)
+        else:
+            encoder.requires_grad_(tuning["method"] == "full")
+        self.adapters: GroupAdapters | None = None
+        if tuning["adapter"]["groups"] and tuning["method"] != "none":
+            self.adapters = build_group_adapters(
+                encoder, encoder.width, machines, tuning["adapter"], seed + 1
+            )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed + 2)
+            width = encoder.width * (len(self.layers) if self.layers else 1)
+            self.pooling = build_pooling(pooling, width, encoder.has_cls)
+            projection = pooling["projection"]
+            pooled = self.pooling.output_width
+            self.projection = nn.Linear(pooled, projection) if projection else nn.Identity()
+        self.width = projection or pooled
+
+    def forward(self, log_mel: Tensor, machine: Tensor) -> Tensor:
+        """log_mel [B, T, F] (T a multiple of the encoder's pad_multiple), machine int64 [B] (-1: unseen) -> [B, d]."""
+        if self.adapters is not None:
+            self.adapters.machine = machine
+        tokens = self.encoder(log_mel, self.layers) if self.layers else self.encoder(log_mel)
+        if isinstance(tokens, list):
+            tokens = torch.cat(tokens, 2)
+        embedding: Tensor = self.projection(self.pooling(tokens))
+        return embedding
+
+    def adapted(self) -> dict[str, Tensor]:
+        """The weights that differ from the base encoder's: all that learn, and buffers of what was added to it."""
+        learning = {name for name, weight in self.named_parameters() if weight.requires_grad}
+        own = {n: v for n, v in self.state_dict().items() if not n.startswith("encoder.") or n in learning}
+        if any(weight.requires_grad for weight in self.encoder.parameters()):
+            own |= {f"encoder.{n}": v for n, v in self.encoder.named_buffers() if v.is_floating_point()
+                    and f"encoder.{n}" in self.state_dict()}  # fmt: skip
+        return own
+
+
+class EmbeddingModel:
+    """Everything between cached features and a clip's embedding: what the `finetune` stage stores.
+
+    A clip's embedding is the tuned network's, averaged over crops; with a `frozen_share` f the untouched encoder's
+    embedding stands beside it, both at unit length and scaled by sqrt(1 - f) and sqrt(f): the cosine similarity of
+    two such embeddings is the weighted mean of the two parts' (ours, against the collapse of long fine-tuning).
+    """
+
+    def __init__(
+        self,
+        settings: Mapping[str, Any],
+        base: Encoder,
+        machines: Sequence[str],
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self.settings, self.machines, self.device = settings, list(machines), device
+        self.tuned: EmbeddingNetwork | None = None
+        self.frozen: EmbeddingNetwork | None = None
+        tuning = settings["tuning"]
+        keep = tuning["method"] == "none" or tuning["frozen_share"] > 0
+        self.encoder_config, self.front_end = base.config(), base.front_end.name
+        if keep:
+            self.frozen = _frozen_network(_copy(base), settings).to(device).eval()
+        if tuning["method"] != "none":
+            self.tuned = EmbeddingNetwork(base, settings, len(machines), seed).to(device)
+        self.pad_multiple, self.pad_value = base.pad_multiple, base.pad_value
+        width = self.frozen.width if self.frozen is not None else 0
+        self.centre = torch.zeros(len(machines), width)
+        self.spread = torch.ones(len(machines), width)
+
+    def embed(self, frames: Sequence[np.ndarray], machines: Sequence[str]) -> np.ndarray:
+        """Features of clips, float16 [n_frames, bins] each, and their machines -> embeddings float32 [n, d].
+
+        Raises InputError for machines never trained on where the system standardises or adapts by machine.
+        """
+        number = self._machine_numbers(machines)
+        share = self.settings["tuning"]["frozen_share"]
+        parts = []
+        if self.tuned is not None:
+            parts.append(math.sqrt(1 - share) * self._unit(self._pass(self.tuned, frames, number), share > 0))
+        if self.frozen is not None:
+            plain = self._pass(self.frozen, frames, number)
+            plain = (plain - self.centre[number]) / self.spread[number]
+            parts.append(plain if self.tuned is None else math.sqrt(share) * self._unit(plain, True))
+        return torch.cat(parts, 1).numpy()
+
+    def fit_frozen(self, frames: Sequence[np.ndarray], machines: Sequence[str]) -> None:
+        """Centre and spread of the untouched embeddings over each machine's training clips, for `standardise`."""
+        if self.frozen is None or self.settings["pooling"]["standardise"] == "none":
+            return
+        number = np.array([self.machines.index(machine) for machine in machines])
+        plain = self._pass(self.frozen, frames, torch.from_numpy(number))
+        least = 0.05 * plain.std(0, unbiased=False).clamp(min=1e-6)
+        for machine in sorted(set(number.tolist())):
+            own = plain[torch.from_numpy(number == machine)]
+            self.centre[machine] = own.mean(0)
+            self.spread[machine] = torch.maximum(own.std(0, unbiased=False), least)
+
+    def _machine_numbers(self, machines: Sequence[str]) -> Tensor:
+        unseen = sorted(set(machines) - set(self.machines))
+        tuning = self.settings["tuning"]
+        standardised = self.frozen is not None and self.settings["pooling"]["standardise"] == "machine"
+        gated = (
+            self.tuned is not None
+            and self.tuned.adapters is not None
+            and tuning["adapter"]["unseen"] == "error"
+        )
+        if unseen and (standardised or gated):
+            raise InputError(
+                "machines that the system was not trained on", [f"machine {name}" for name in unseen],
+                "train it with their normal recordings"
+                + (", or set tuning.adapter.unseen to mean" if gated and not standardised else ""),
+            )  # fmt: skip
+        known = {name: number for number, name in enumerate(self.machines)}
+        return torch.tensor([known.get(name, -1) for name in machines], dtype=torch.int64)
+
+    @staticmethod
+    def _unit(embedding: Tensor, wanted: bool) -> Tensor:
+        return nn.functional.normalize(embedding, dim=1) if wanted else embedding
+
+    @torch.inference_mode()
+    def _pass(self, network: EmbeddingNetwork, frames: Sequence[np.ndarray], machine: Tensor) -> Tensor:
+        """Embeddings [n, d] of clips, in batches of equal padded length, averaged over their crops."""
+        network.eval()
+        result = torch.zeros(len(frames), network.width)
+        views = [(row, view) for row, clip in enumerate(frames) for view in self._views(clip)]
+        length = np.array([padded_length(len(view), self.pad_multiple) for _, view in views])
+        for frames_long in sorted(set(length.tolist())):
+            rows = np.flatnonzero(length == frames_long)
+            size = max(1, FRAMES_PER_PASS // frames_long)
+            for start in range(0, len(rows), size):
+                chosen = [views[k] for k in rows[start : start + size]]
+                clip = torch.tensor([row for row, _ in chosen])
+                log_mel = self._stack([view for _, view in chosen], frames_long)
+                result.index_add_(0, clip, network(log_mel, machine[clip].to(self.device)).float().cpu())
+        count = torch.bincount(torch.tensor([row for row, _ in views]), minlength=len(frames))
+        return result / count.unsqueeze(1)
+
+    def _views(self, clip: np.ndarray) -> list[np.ndarray]:
+        """The crops of a clip that are embedded: the whole clip, or evenly spaced crops as long as in training."""
+        number, frames = self.settings["pooling"]["crops"], self.settings["tuning"]["crop_frames"]
+        if not number or not frames or len(clip) <= frames:
+            return [clip]
+        return [crop(clip, frames, k / max(number - 1, 1) * (1 - 1e-9)) for k in range(number)]
+
+    def _stack(self, views: Sequence[np.ndarray], frames: int) -> Tensor:
+        batch = np.full((len(views), frames, views[0].shape[1]), self.pad_value, dtype=np.float32)
+        for row, view in enumerate(views):
+            batch[row, : len(view)] = view
+        return torch.from_numpy(batch).to(self.device)
+
+    def save(self, directory: Path, encoder_dir: Path, classes: Sequence[str]) -> None:
+        """Write model.safetensors and model.json (format: docs/architecture.md); an unchanged base is only named."""
+        tuning = self.settings["tuning"]
+        stored = {"none": "nothing", "full": "all"}.get(tuning["method"], "adapted")
+        weights = {"readout.centre": self.centre, "readout.spread": self.spread}
+        if self.tuned is not None:
+            tensors = self.tuned.state_dict() if stored == "all" else self.tuned.adapted()
+            weights |= {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        description = {
+            "format": FORMAT, "version": VERSION, "stored": stored, "machines": self.machines, "classes": list(classes),
+            "encoder": {
+                "path": str(encoder_dir), "digest": file_digest(encoder_dir / WEIGHTS), "config": self.encoder_config,
+            },
+            "tuning": tuning, "pooling": self.settings["pooling"],
+        }  # fmt: skip
+        with atomic_path(directory / "model.safetensors") as temporary:
+            save_file(weights, temporary)
+        write_text(directory / "model.json", json.dumps(description, indent=1, sort_keys=True) + "\n")
+
+
+def load_model(directory: Path, encoder_dir: Path | None = None, device: str = "cpu") -> EmbeddingModel:
+    """Load what the `finetune` stage stored in `directory`.
+
+    encoder_dir : where the base encoder lies, if not where model.json says; it must be the very same encoder.
+    Raises InputError for files that are missing, foreign or damaged, and for a base encoder with another digest.
+    """
+    path = Path(directory) / "model.json"
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+        weights = load_file(Path(directory) / "model.safetensors")
+    except Exception as error:
+        raise InputError(
+            f"{directory} is not a fine-tuned model", [str(error)], "run the finetune step again"
+        ) from error
+    if description.get("format") != FORMAT or description.get("version") != VERSION:
+        raise InputError(
+            f"{path} is not of a form that this asdflow reads", remedy="run the finetune step again"
+        )
+    settings = {"tuning": description["tuning"], "pooling": description["pooling"]}
+    whole = description["stored"] == "all" and description["tuning"]["frozen_share"] == 0
+    base = (
+        build_encoder(description["encoder"]["config"], 0)
+        if whole
+        else _base_encoder(description["encoder"], encoder_dir)
+    )
+    model = EmbeddingModel(settings, base, description["machines"], 0, torch.device(device))
+    model.centre, model.spread = weights.pop("readout.centre"), weights.pop("readout.spread")
+    if model.tuned is not None:
+        found = model.tuned.load_state_dict(weights, strict=description["stored"] == "all")
+        if found.unexpected_keys:
+            raise InputError(
+                f"{directory}: model.safetensors does not fit model.json", found.unexpected_keys[:10]
+            )
+        model.tuned.eval()
+    return model
+
+
+def _base_encoder(reference: Mapping[str, Any], encoder_dir: Path | None) -> Encoder:
+    """The encoder a model is built on, after checking that it is the very same."""
+    directory = Path(encoder_dir) if encoder_dir is not None else Path(reference["path"])
+    weights = directory / WEIGHTS
+    if not weights.is_file():
+        raise InputError(
+            f"the base encoder {weights} is missing",
+            remedy="keep the folder results/encoders beside the model, or name the encoder's folder",
+        )
+    if file_digest(weights) != reference["digest"]:
+        raise InputError(
+            f"{weights} is not the encoder that the model was built on (its digest differs)",
+            remedy="name the folder of the right encoder, or fine-tune again",
+        )
+    return load_encoder(directory)
+
+
+def _copy(encoder: Encoder) -> Encoder:
+    """The same encoder with weights of its own."""
+    twin = build_encoder(encoder.config(), 0)
+    twin.load_state_dict(encoder.state_dict())
+    return twin
+
+
+def _frozen_network(encoder: Encoder, settings: Mapping[str, Any]) -> EmbeddingNetwork:
+    """The untouched encoder with a pooling that has nothing to learn."""
+    tuning, pooling = settings["tuning"], settings["pooling"]
+    if tuning["method"] != "none":
+        pooling = {**pooling, "kind": tuning["frozen_pooling"]}
+    untouched = {**tuning, "method": "none"}
+    network = EmbeddingNetwork(
+        encoder, {"tuning": untouched, "pooling": {**pooling, "projection": None}}, 0, 0
+    )
+    return network.requires_grad_(False)
