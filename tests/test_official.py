@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from asdflow.detection import official_score
+from asdflow.detection.official import decision_metrics, harmonic_mean, official_metrics
+from asdflow.errors import InputError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from asdflow.detection import official_score
-from asdflow.detection.official import decision_metrics, harmonic_mean, official_metrics
-from asdflow.errors import InputError
 from tests.conftest import SHARED, needs_shared
 
 YEARS = ("2020", "2021", "2022", "2025")
