@@ -177,7 +177,7 @@ def _read_parts(path: Path, settings: Mapping[str, Any]) -> Iterator[np.ndarray]
         with soundfile.SoundFile(path) as sound:
             problem = rate_problem(sound.samplerate, settings) or channel_problem(sound.channels, settings)
             if problem:
-                raise InputError("A recording cannot be used.", [f"{path} {problem}"], _REMEDY)
+                raise InputError("A recording cannot be used.", [f"{path}: {problem}"], _REMEDY)
             policy = settings.get("channel", "mean")
             if sound.samplerate == wanted:
                 for block in _stored_parts(sound):

@@ -125,7 +125,7 @@ def build_catalogue(
     rows = []
     for clip, info in zip(clips, infos, strict=True):
         if isinstance(info, str):
-            findings.problem("audio", f"{clip.path} {info}")
+            findings.problem("audio", f"{clip.path}: {info}")
         else:
             rows.append(_row(clip, info))
     findings.raise_if_any(root)

@@ -131,8 +131,8 @@ def expected_blocks(year: int) -> Iterator[Block]:
         for machine in _MACHINES_2021:
             target: dict[Kind, int] = {("train", "target", None): 9}
             yield Block(machine, ("00", "01", "02"), target)
-            test = _test_counts(_TEST_2021.get(machine, _EVEN_2021))
-            yield Block(machine, ("03", "04", "05"), {**target, **test})
+            tested = _test_counts(_TEST_2021.get(machine, _EVEN_2021))
+            yield Block(machine, ("03", "04", "05"), {**target, **tested})
     if year == 2022:
         for machine in _DEV_2022:
             for sections in (("00", "01", "02"), ("03", "04", "05")):
