@@ -194,9 +194,9 @@ def unit_rows_of(
     clips: pd.DataFrame, sections: Iterable[tuple[str, str]]
 ) -> dict[tuple[str, str], list[int]]:
     """Row numbers of the training clips of each unit; a machine's own sections come before the unit of the whole machine."""
-    own = {
-        (str(m), str(s)): list(rows) for (m, s), rows in clips.groupby(["machine", "section"]).groups.items()
-    }
+    own: dict[tuple[str, str], list[int]] = {}
+    for row, machine, section in zip(clips.index, clips["machine"], clips["section"], strict=True):
+        own.setdefault((str(machine), str(section)), []).append(row)
     enough = {key: rows for key, rows in own.items() if len(rows) >= LEAST_CLIPS}
     whole = sorted({machine for machine, section in {*own, *sections} if (machine, section) not in enough})
     return {

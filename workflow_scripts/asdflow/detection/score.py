@@ -62,13 +62,13 @@ def score_clips(detector: Detector, clips: pd.DataFrame, embeddings: torch.Tenso
     """Score clips (machine, section, clip_id; rows as in `embeddings` [n, d]): clip_id, anomaly_score, decision."""
     parts = []
     clips = clips.reset_index(drop=True)
-    for (machine, section), rows in clips.groupby(["machine", "section"]).groups.items():
+    for (machine, section), group in clips.groupby(["machine", "section"]):
         unit = detector.unit(str(machine), str(section))
-        values = unit.score(embeddings[rows.to_numpy()]).anomaly_score.double().numpy()
+        values = unit.score(embeddings[group.index.tolist()]).anomaly_score.double().numpy()
         parts.append(
             pd.DataFrame(
                 {
-                    "clip_id": clips.loc[rows, "clip_id"].to_numpy(),
+                    "clip_id": group["clip_id"].to_numpy(),
                     "anomaly_score": values,
                     "decision": (values > unit.threshold.threshold).astype("int64"),
                 }
