@@ -22,9 +22,13 @@ rule all:
     input:
         report=f"{RESULTS}/report/index.html",
         metrics=expand(f"{RESULTS}/{{dataset}}/metrics.csv", dataset=RUN["datasets"]),
-        official=expand(f"{RESULTS}/{{dataset}}/official_scores.csv", dataset=RUN["datasets"]),
+        official=expand(
+            f"{RESULTS}/{{dataset}}/official_scores.csv", dataset=RUN["datasets"]
+        ),
 
 
 rule data:
     input:
-        expand(f"{RESULTS}/{{dataset}}/clips.parquet", dataset=sorted(config["datasets"])),
+        expand(
+            f"{RESULTS}/{{dataset}}/clips.parquet", dataset=sorted(config["datasets"])
+        ),

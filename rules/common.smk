@@ -53,14 +53,18 @@ def stage_config(**entries) -> dict:
 def needs_gpu() -> int:
     """1 where this run's training stages want a GPU; on a cluster's login node, say `device: cuda`."""
     wanted = config["device"]
-    return int(wanted == "cuda" or (wanted == "auto" and Path("/dev/nvidiactl").exists()))
+    return int(
+        wanted == "cuda" or (wanted == "auto" and Path("/dev/nvidiactl").exists())
+    )
 
 
 # ------------------------------------------------------------------ data sets
 
 
 def datasets_from(source: str) -> list[str]:
-    return sorted(name for name, entry in config["datasets"].items() if entry["source"] == source)
+    return sorted(
+        name for name, entry in config["datasets"].items() if entry["source"] == source
+    )
 
 
 def any_of(names) -> str:
@@ -84,7 +88,7 @@ def machines_of(name: str) -> tuple[str, ...]:
         if entry["source"] == "synthetic":
             return tuple(sorted(entry["machines"]))
         if entry["source"] == "dcase":
-            return tuple(archives.planned_machines(entry))
+            return tuple(archives.planned_machines(name, entry))
         return tuple(entry["machines"] or machine_folders(Path(entry["path"])))
     except InputError as error:
         raise WorkflowError(str(error)) from None
@@ -105,18 +109,50 @@ def recordings_key(name: str, machine: str | None = None) -> dict:
     if entry["source"] == "folder":
         return {"listing": listing_digest(Path(entry["path"]), machine)}
     if entry["source"] == "dcase":
-        return {"archives": [[archive.zenodo_record, archive.name] for archive in planned_archives(name, machine)]}
+        return {
+            "archives": [
+                [archive.zenodo_record, archive.name]
+                for archive in planned_archives(name, machine)
+            ]
+        }
     return {"recipe": canonical(entry), "code": code_digest("synthesize.py")}
 
 
-CATALOGUE_KEYS = ("source", "rules_of", "machines", "audio", "partial", "auxiliary", "split")
+def archive_records(name: str, machine: str) -> list[str]:
+    """The records that say that a machine's archives are here and verified."""
+    return [
+        str(archives.record_path(DATA, archive))
+        for archive in planned_archives(name, machine)
+    ]
+
+
+def download_entry(name: str) -> dict:
+    """What fetching and unpacking read of a data set's entry."""
+    entry = config["datasets"][name]
+    return {
+        key: entry[key]
+        for key in ("archives", "split", "machines", "offline", "keep_archives")
+    }
+
+
+CATALOGUE_KEYS = (
+    "source",
+    "rules_of",
+    "machines",
+    "audio",
+    "partial",
+    "auxiliary",
+    "split",
+)
 
 
 def catalogue_settings(name: str) -> dict:
     """What the catalogue reads of a data set's entry."""
     entry = config["datasets"][name]
     chosen = {key: entry[key] for key in CATALOGUE_KEYS if key in entry}
-    return stage_config(**{**chosen, "machines": list(machines_of(name))}, path=dataset_root(name))
+    return stage_config(
+        **{**chosen, "machines": list(machines_of(name))}, path=dataset_root(name)
+    )
 
 
 def catalogue_inputs(wildcards) -> dict:
@@ -127,7 +163,10 @@ def catalogue_inputs(wildcards) -> dict:
         return {"recordings": [dataset_root(name)]}
     if source == "dcase":
         return {
-            "recordings": [f"{DATA}/{name}/{machine}.unpacked.json" for machine in machines_of(name)],
+            "recordings": [
+                f"{DATA}/{name}/{machine}.unpacked.json"
+                for machine in machines_of(name)
+            ],
             "labels": f"{DATA}/{name}/evaluation_labels.csv",
         }
     return {}
@@ -140,13 +179,18 @@ def clips_of(name: str) -> str:
 def features_of(name: str, encoder: str) -> list[str]:
     """Feature files of all machines of a data set, for one encoder."""
     front_end = encoder_entry(encoder)["front_end"]
-    return [f"{RESULTS}/{name}/features/{front_end}/{machine}.h5" for machine in machines_of(name)]
+    return [
+        f"{RESULTS}/{name}/features/{front_end}/{machine}.h5"
+        for machine in machines_of(name)
+    ]
 
 
 def hidden_attributes_of(name: str) -> list[str]:
     """The file with the truth about hidden attributes, where a data set has one; only `evaluate` may ask."""
     entry = config["datasets"][name]
-    known = entry["source"] == "synthetic" or (entry["source"] == "dcase" and entry["hidden_attributes"])
+    known = entry["source"] == "synthetic" or (
+        entry["source"] == "dcase" and entry["hidden_attributes"]
+    )
     return [f"{DATA}/{name}.hidden_attributes.csv"] if known else []
 
 
@@ -169,7 +213,10 @@ def encoder_directory(name: str) -> str:
 
 def encoder_files(name: str) -> dict[str, str]:
     directory = encoder_directory(name)
-    return {"weights": f"{directory}/encoder.safetensors", "config": f"{directory}/config.json"}
+    return {
+        "weights": f"{directory}/encoder.safetensors",
+        "config": f"{directory}/config.json",
+    }
 
 
 def origin_of(name: str) -> str:
@@ -191,15 +238,21 @@ def pretraining_inputs(wildcards) -> dict:
     names = pretraining_datasets(wildcards.encoder)
     return {
         "clips": [clips_of(name) for name in names],
-        "features": [path for name in names for path in features_of(name, wildcards.encoder)],
+        "features": [
+            path for name in names for path in features_of(name, wildcards.encoder)
+        ],
         "init_weights": encoder_files(origin_of(wildcards.encoder))["weights"],
         "init_config": encoder_files(origin_of(wildcards.encoder))["config"],
     }
 
 
-PRETRAINED = sorted(name for name, entry in config["encoders"].items() if entry["pretraining"])
-PLAIN = sorted({name for name, entry in config["encoders"].items() if not entry["pretraining"]}
-               | {origin_of(name) for name in PRETRAINED})
+PRETRAINED = sorted(
+    name for name, entry in config["encoders"].items() if entry["pretraining"]
+)
+PLAIN = sorted(
+    {name for name, entry in config["encoders"].items() if not entry["pretraining"]}
+    | {origin_of(name) for name in PRETRAINED}
+)
 
 
 # ------------------------------------------------------------------ systems
@@ -211,55 +264,115 @@ def system_entry(name: str) -> dict:
 
 def training_datasets(dataset: str, system: str) -> list[str]:
     """The data set that is scored, then those whose clips join as further classes."""
-    return [dataset, *(name for name in system_entry(system)["extra_datasets"] if name != dataset)]
+    return [
+        dataset,
+        *(name for name in system_entry(system)["extra_datasets"] if name != dataset),
+    ]
 
 
-def needs_labels(system: str) -> bool:
-    return system_entry(system)["tuning"]["method"] != "none"
+def clusters_embeddings(system: str) -> bool:
+    """Whether a system's labels come, where attributes are hidden, from clusters of embeddings."""
+    return system_entry(system)["labels"]["kind"] in ("pseudo_attributes", "clusters")
 
 
-def clusters_hidden(dataset: str, system: str) -> bool:
-    """Whether a system clusters clips whose attributes are hidden."""
-    return needs_labels(system) and system_entry(system)["labels"]["hidden"] == "cluster"
-
-
-def label_inputs(dataset: str, system: str, suffix: str = "") -> dict:
-    """Catalogues and, where hidden attributes are clustered, the embeddings to cluster."""
+def label_inputs(dataset: str, system: str, unadapted: bool = False) -> dict:
+    """Catalogues, and what the kind of labels needs besides: embeddings to cluster, or the truth as an upper bound."""
     inputs = {"clips": [clips_of(name) for name in training_datasets(dataset, system)]}
-    if clusters_hidden(dataset, system):
+    if clusters_embeddings(system):
         encoder = system_entry(system)["encoder"]
-        encoder = origin_of(encoder) if suffix else encoder
-        inputs["embeddings"] = f"{RESULTS}/{dataset}/embeddings/{encoder}.h5"
+        encoder = origin_of(encoder) if unadapted else encoder
+        inputs["embeddings"] = [f"{RESULTS}/{dataset}/embeddings/{encoder}.h5"]
+    if system_entry(system)["labels"]["kind"] == "hidden_attributes":
+        inputs["hidden_attributes"] = hidden_attributes_of(dataset)
     return inputs
 
 
 def finetuning_inputs(wildcards) -> dict:
-    """Catalogues, features and labels to train on, and the encoder to tune."""
+    """Features and labels to train on, and the encoder to tune."""
     dataset, system = wildcards.dataset, wildcards.system
     encoder = system_entry(system)["encoder"]
-    names = training_datasets(dataset, system)
-    inputs = {
-        "clips": [clips_of(name) for name in names],
-        "features": [path for name in names for path in features_of(name, encoder)],
+    return {
+        "clips": clips_of(dataset),
+        "labels": f"{RESULTS}/{dataset}/{system}/labels.parquet",
+        "features": [
+            path
+            for name in training_datasets(dataset, system)
+            for path in features_of(name, encoder)
+        ],
         "encoder_weights": encoder_files(encoder)["weights"],
         "encoder_config": encoder_files(encoder)["config"],
     }
-    if needs_labels(system):
-        inputs["labels"] = f"{RESULTS}/{dataset}/{system}/labels.parquet"
-    return inputs
 
 
 def judged_labels(dataset: str, suffix: str = "") -> dict[str, str]:
     """System -> labels whose clusters can be held against the hidden attributes; with a suffix, those made without pre-training."""
-    systems = [system for system in RUN["systems"] if clusters_hidden(dataset, system) and hidden_attributes_of(dataset)]
+    systems = [
+        system
+        for system in RUN["systems"]
+        if clusters_embeddings(system) and hidden_attributes_of(dataset)
+    ]
     if suffix:
-        systems = [system for system in systems if system_entry(system)["encoder"] in PRETRAINED]
-    return {system: f"{RESULTS}/{dataset}/{system}/labels{suffix}.parquet" for system in systems}
+        systems = [
+            system
+            for system in systems
+            if system_entry(system)["encoder"] in PRETRAINED
+        ]
+    return {
+        system: f"{RESULTS}/{dataset}/{system}/labels{suffix}.parquet"
+        for system in systems
+    }
 
 
 def runs_of(dataset: str, file: str) -> list[str]:
     """One file of every system and seed of a data set."""
-    return expand(f"{RESULTS}/{dataset}/{{system}}/seed_{{seed}}/{file}", system=RUN["systems"], seed=RUN["seeds"])
+    return expand(
+        f"{RESULTS}/{dataset}/{{system}}/seed_{{seed}}/{file}",
+        system=RUN["systems"],
+        seed=RUN["seeds"],
+    )
+
+
+# ------------------------------------------------------------------ report
+
+
+def label_files(dataset: str) -> list[str]:
+    """Labels and clusters of every system."""
+    return expand(
+        f"{RESULTS}/{dataset}/{{system}}/{{file}}",
+        system=RUN["systems"],
+        file=("labels.parquet", "clusters.npz"),
+    )
+
+
+def shown_encoders() -> dict[str, str]:
+    """System -> the encoder before its pre-training, for systems whose encoder is pre-trained."""
+    entries = {system: system_entry(system)["encoder"] for system in RUN["systems"]}
+    return {
+        system: origin_of(encoder)
+        for system, encoder in entries.items()
+        if encoder in PRETRAINED
+    }
+
+
+def shown_embeddings(dataset: str) -> list[str]:
+    """Embeddings before and after fine-tuning, for the maps."""
+    before = {
+        *(system_entry(system)["encoder"] for system in RUN["systems"]),
+        *shown_encoders().values(),
+    }
+    return [
+        f"{RESULTS}/{dataset}/embeddings/{encoder}.h5" for encoder in sorted(before)
+    ] + runs_of(dataset, "embeddings.h5")
+
+
+def report_config() -> dict:
+    """What the report shows of the configuration; where files lie and on what device they were made is no part of it."""
+    return stage_config(
+        configuration={
+            key: config[key] for key in ("run", "datasets", "encoders", "systems")
+        },
+        unadapted=shown_encoders(),
+    )
 
 
 wildcard_constraints:

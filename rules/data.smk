@@ -1,13 +1,90 @@
-# Recordings and their catalogue.
+# Recordings and their catalogue. Downloads carry no code digest: checksums say what is right, and an edit of the
+# downloader must not fetch a hundred gigabytes again.
+
+
+rule download:
+    output:
+        record=f"{DATA}/archives/{{dataset}}/{{archive}}.json",
+    log:
+        f"{LOGS}/download/{{dataset}}/{{archive}}.log",
+    benchmark:
+        f"{BENCHMARKS}/download/{{dataset}}/{{archive}}.tsv"
+    wildcard_constraints:
+        dataset=any_of(datasets_from("dcase")),
+        archive=r"[^/]+\.zip",
+    retries: 1
+    conda:
+        "../envs/asdflow.yaml"
+    threads: 1
+    resources:
+        mem_mb=500,
+        runtime=720,
+    params:
+        cfg=lambda wildcards: stage_config(
+            entry=download_entry(wildcards.dataset), download=config["download"]
+        ),
+        data_dir=DATA,
+    script:
+        "../workflow_scripts/download.py"
+
+
+rule unpack:
+    input:
+        records=lambda wildcards: archive_records(wildcards.dataset, wildcards.machine),
+    output:
+        record=f"{DATA}/{{dataset}}/{{machine}}.unpacked.json",
+    log:
+        f"{LOGS}/unpack/{{dataset}}/{{machine}}.log",
+    benchmark:
+        f"{BENCHMARKS}/unpack/{{dataset}}/{{machine}}.tsv"
+    wildcard_constraints:
+        dataset=any_of(datasets_from("dcase")),
+        machine=r"\w+",
+    conda:
+        "../envs/asdflow.yaml"
+    threads: 1
+    resources:
+        mem_mb=500,
+        runtime=120,
+    params:
+        cfg=lambda wildcards: stage_config(
+            entry=download_entry(wildcards.dataset), download=config["download"]
+        ),
+        data_dir=DATA,
+    script:
+        "../workflow_scripts/unpack.py"
+
+
+rule fetch_labels:
+    output:
+        labels=f"{DATA}/{{dataset}}/evaluation_labels.csv",
+        hidden_attributes=f"{DATA}/{{dataset}}/hidden_attributes.csv",
+    log:
+        f"{LOGS}/fetch_labels/{{dataset}}.log",
+    benchmark:
+        f"{BENCHMARKS}/fetch_labels/{{dataset}}.tsv"
+    wildcard_constraints:
+        dataset=any_of(datasets_from("dcase")),
+    retries: 1
+    conda:
+        "../envs/asdflow.yaml"
+    threads: 1
+    resources:
+        mem_mb=500,
+        runtime=60,
+    params:
+        cfg=lambda wildcards: stage_config(
+            entry=config["datasets"][wildcards.dataset], download=config["download"]
+        ),
+        data_dir=DATA,
+    script:
+        "../workflow_scripts/fetch_labels.py"
 
 
 rule synthesize:
     output:
         recordings=directory(f"{DATA}/{{dataset}}"),
         hidden_attributes=f"{DATA}/{{dataset}}.hidden_attributes.csv",
-    params:
-        cfg=lambda wildcards: stage_config(**config["datasets"][wildcards.dataset]),
-        code=code_digest("synthesize.py"),
     log:
         f"{LOGS}/synthesize/{{dataset}}.log",
     benchmark:
@@ -20,6 +97,9 @@ rule synthesize:
     resources:
         mem_mb=2000,
         runtime=10,
+    params:
+        cfg=lambda wildcards: stage_config(**config["datasets"][wildcards.dataset]),
+        code=code_digest("synthesize.py"),
     script:
         "../workflow_scripts/synthesize.py"
 
@@ -29,10 +109,6 @@ rule catalogue:
         unpack(catalogue_inputs),
     output:
         clips=f"{RESULTS}/{{dataset}}/clips.parquet",
-    params:
-        cfg=lambda wildcards: catalogue_settings(wildcards.dataset),
-        recordings=lambda wildcards: recordings_key(wildcards.dataset),
-        code=code_digest("catalogue.py"),
     log:
         f"{LOGS}/catalogue/{{dataset}}.log",
     benchmark:
@@ -43,5 +119,9 @@ rule catalogue:
     resources:
         mem_mb=2000,
         runtime=30,
+    params:
+        cfg=lambda wildcards: catalogue_settings(wildcards.dataset),
+        recordings=lambda wildcards: recordings_key(wildcards.dataset),
+        code=code_digest("catalogue.py"),
     script:
         "../workflow_scripts/catalogue.py"

@@ -5,11 +5,6 @@ rule fetch_encoder:
     output:
         weights=f"{RESULTS}/encoders/{{encoder}}/encoder.safetensors",
         config=f"{RESULTS}/encoders/{{encoder}}/config.json",
-    params:
-        cfg=lambda wildcards: stage_config(
-            **{key: encoder_entry(wildcards.encoder)[key] for key in ("architecture", "front_end", "init", "seed")}
-        ),
-        code=code_digest("fetch_encoder.py"),
     log:
         f"{LOGS}/fetch_encoder/{{encoder}}.log",
     benchmark:
@@ -22,6 +17,14 @@ rule fetch_encoder:
     resources:
         mem_mb=4000,
         runtime=60,
+    params:
+        cfg=lambda wildcards: stage_config(
+            **{
+                key: encoder_entry(wildcards.encoder)[key]
+                for key in ("architecture", "front_end", "init", "seed")
+            }
+        ),
+        code=code_digest("fetch_encoder.py"),
     script:
         "../workflow_scripts/fetch_encoder.py"
 
@@ -33,6 +36,20 @@ rule pretrain:
         weights=f"{RESULTS}/encoders/{{encoder}}/encoder.safetensors",
         config=f"{RESULTS}/encoders/{{encoder}}/config.json",
         history=f"{RESULTS}/encoders/{{encoder}}/history.parquet",
+    log:
+        f"{LOGS}/pretrain/{{encoder}}.log",
+    benchmark:
+        f"{BENCHMARKS}/pretrain/{{encoder}}.tsv"
+    wildcard_constraints:
+        encoder=any_of(PRETRAINED),
+    retries: 2
+    conda:
+        "../envs/asdflow.yaml"
+    threads: config["training_threads"]
+    resources:
+        gpu=needs_gpu(),
+        mem_mb=8000,
+        runtime=2880,
     params:
         cfg=lambda wildcards: stage_config(
             recipe=encoder_entry(wildcards.encoder)["pretraining"],
@@ -42,20 +59,6 @@ rule pretrain:
         code=code_digest("pretrain.py"),
         checkpoints=f"{CHECKPOINTS}/pretrain/{{encoder}}",
         device=config["device"],
-    log:
-        f"{LOGS}/pretrain/{{encoder}}.log",
-    benchmark:
-        f"{BENCHMARKS}/pretrain/{{encoder}}.tsv"
-    wildcard_constraints:
-        encoder=any_of(PRETRAINED),
-    conda:
-        "../envs/asdflow.yaml"
-    threads: config["training_threads"]
-    retries: 2
-    resources:
-        gpu=needs_gpu(),
-        mem_mb=8000,
-        runtime=2880,
     script:
         "../workflow_scripts/pretrain.py"
 
@@ -66,12 +69,6 @@ rule embed:
         features=lambda wildcards: features_of(wildcards.dataset, wildcards.encoder),
     output:
         embeddings=f"{RESULTS}/{{dataset}}/embeddings/{{encoder}}.h5",
-    params:
-        cfg=lambda wildcards: stage_config(
-            **{key: encoder_entry(wildcards.encoder)[key] for key in ("pooling", "batch_size")}
-        ),
-        code=code_digest("embed.py"),
-        device=config["device"],
     log:
         f"{LOGS}/embed/{{dataset}}/{{encoder}}.log",
     benchmark:
@@ -83,5 +80,14 @@ rule embed:
         gpu=needs_gpu(),
         mem_mb=4000,
         runtime=120,
+    params:
+        cfg=lambda wildcards: stage_config(
+            **{
+                key: encoder_entry(wildcards.encoder)[key]
+                for key in ("pooling", "batch_size")
+            }
+        ),
+        code=code_digest("embed.py"),
+        device=config["device"],
     script:
         "../workflow_scripts/embed.py"

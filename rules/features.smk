@@ -7,10 +7,6 @@ rule extract_features:
         clips=lambda wildcards: ancient(clips_of(wildcards.dataset)),
     output:
         features=f"{RESULTS}/{{dataset}}/features/{{front_end}}/{{machine}}.h5",
-    params:
-        cfg=lambda wildcards: stage_config(audio=config["datasets"][wildcards.dataset]["audio"]),
-        recordings=lambda wildcards: recordings_key(wildcards.dataset, wildcards.machine),
-        code=code_digest("extract_features.py"),
     log:
         f"{LOGS}/extract_features/{{dataset}}/{{front_end}}/{{machine}}.log",
     benchmark:
@@ -21,5 +17,13 @@ rule extract_features:
     resources:
         mem_mb=2000,
         runtime=60,
+    params:
+        cfg=lambda wildcards: stage_config(
+            audio=config["datasets"][wildcards.dataset]["audio"]
+        ),
+        recordings=lambda wildcards: recordings_key(
+            wildcards.dataset, wildcards.machine
+        ),
+        code=code_digest("extract_features.py"),
     script:
         "../workflow_scripts/extract_features.py"

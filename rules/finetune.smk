@@ -9,28 +9,34 @@ rule finetune:
         config=f"{RESULTS}/{{dataset}}/{{system}}/seed_{{seed}}/model.json",
         history=f"{RESULTS}/{{dataset}}/{{system}}/seed_{{seed}}/history.parquet",
         embeddings=f"{RESULTS}/{{dataset}}/{{system}}/seed_{{seed}}/embeddings.h5",
+    log:
+        f"{LOGS}/finetune/{{dataset}}/{{system}}/seed_{{seed}}.log",
+    benchmark:
+        f"{BENCHMARKS}/finetune/{{dataset}}/{{system}}/seed_{{seed}}.tsv"
+    retries: 2
+    conda:
+        "../envs/asdflow.yaml"
+    threads: 1
+    resources:
+        gpu=needs_gpu(),
+        mem_mb=4000,
+        runtime=720,
     params:
         cfg=lambda wildcards: stage_config(
             **{
                 key: system_entry(wildcards.system)[key]
-                for key in ("encoder", "tuning", "objective", "augmentation", "pooling")
+                for key in (
+                    "encoder",
+                    "tuning",
+                    "objective",
+                    "augmentation",
+                    "pooling",
+                )
             },
             datasets=training_datasets(wildcards.dataset, wildcards.system),
         ),
         code=code_digest("finetune.py"),
         checkpoints=f"{CHECKPOINTS}/finetune/{{dataset}}/{{system}}/seed_{{seed}}",
         device=config["device"],
-    log:
-        f"{LOGS}/finetune/{{dataset}}/{{system}}/seed_{{seed}}.log",
-    benchmark:
-        f"{BENCHMARKS}/finetune/{{dataset}}/{{system}}/seed_{{seed}}.tsv"
-    conda:
-        "../envs/asdflow.yaml"
-    threads: 1
-    retries: 2
-    resources:
-        gpu=needs_gpu(),
-        mem_mb=4000,
-        runtime=720,
     script:
         "../workflow_scripts/finetune.py"

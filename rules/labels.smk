@@ -7,12 +7,6 @@ rule label:
     output:
         labels=f"{RESULTS}/{{dataset}}/{{system}}/labels.parquet",
         clusters=f"{RESULTS}/{{dataset}}/{{system}}/clusters.npz",
-    params:
-        cfg=lambda wildcards: stage_config(
-            labels=system_entry(wildcards.system)["labels"],
-            datasets=training_datasets(wildcards.dataset, wildcards.system),
-        ),
-        code=code_digest("label.py"),
     log:
         f"{LOGS}/label/{{dataset}}/{{system}}.log",
     benchmark:
@@ -23,6 +17,12 @@ rule label:
     resources:
         mem_mb=4000,
         runtime=60,
+    params:
+        cfg=lambda wildcards: stage_config(
+            labels=system_entry(wildcards.system)["labels"],
+            datasets=training_datasets(wildcards.dataset, wildcards.system),
+        ),
+        code=code_digest("label.py"),
     script:
         "../workflow_scripts/label.py"
 
@@ -30,7 +30,11 @@ rule label:
 # The same labels from the encoder before its pre-training: what the adaptation is worth, measured by agreement with the truth.
 use rule label as label_unadapted with:
     input:
-        unpack(lambda wildcards: label_inputs(wildcards.dataset, wildcards.system, suffix="_unadapted")),
+        unpack(
+            lambda wildcards: label_inputs(
+                wildcards.dataset, wildcards.system, unadapted=True
+            )
+        ),
     output:
         labels=f"{RESULTS}/{{dataset}}/{{system}}/labels_unadapted.parquet",
         clusters=f"{RESULTS}/{{dataset}}/{{system}}/clusters_unadapted.npz",

@@ -9,12 +9,6 @@ rule score:
         scores=f"{RESULTS}/{{dataset}}/{{system}}/seed_{{seed}}/scores.parquet",
         train_scores=f"{RESULTS}/{{dataset}}/{{system}}/seed_{{seed}}/train_scores.parquet",
         detector=directory(f"{RESULTS}/{{dataset}}/{{system}}/seed_{{seed}}/detector"),
-    params:
-        cfg=lambda wildcards: stage_config(
-            backend=system_entry(wildcards.system)["backend"],
-            decision=system_entry(wildcards.system)["decision"],
-        ),
-        code=code_digest("score.py"),
     log:
         f"{LOGS}/score/{{dataset}}/{{system}}/seed_{{seed}}.log",
     benchmark:
@@ -25,6 +19,12 @@ rule score:
     resources:
         mem_mb=4000,
         runtime=60,
+    params:
+        cfg=lambda wildcards: stage_config(
+            backend=system_entry(wildcards.system)["backend"],
+            decision=system_entry(wildcards.system)["decision"],
+        ),
+        code=code_digest("score.py"),
     script:
         "../workflow_scripts/score.py"
 
@@ -35,18 +35,12 @@ rule evaluate:
         scores=lambda wildcards: runs_of(wildcards.dataset, "scores.parquet"),
         hidden_attributes=lambda wildcards: hidden_attributes_of(wildcards.dataset),
         labels=lambda wildcards: list(judged_labels(wildcards.dataset).values()),
-        unadapted_labels=lambda wildcards: list(judged_labels(wildcards.dataset, "_unadapted").values()),
+        unadapted_labels=lambda wildcards: list(
+            judged_labels(wildcards.dataset, "_unadapted").values()
+        ),
     output:
         metrics=f"{RESULTS}/{{dataset}}/metrics.csv",
         official=f"{RESULTS}/{{dataset}}/official_scores.csv",
-    params:
-        cfg=lambda wildcards: stage_config(
-            year=config["datasets"][wildcards.dataset]["rules_of"],
-            runs=[[system, seed] for system in RUN["systems"] for seed in RUN["seeds"]],
-            labelled=list(judged_labels(wildcards.dataset)),
-            labelled_unadapted=list(judged_labels(wildcards.dataset, "_unadapted")),
-        ),
-        code=code_digest("evaluate.py"),
     log:
         f"{LOGS}/evaluate/{{dataset}}.log",
     benchmark:
@@ -57,5 +51,15 @@ rule evaluate:
     resources:
         mem_mb=2000,
         runtime=30,
+    params:
+        cfg=lambda wildcards: stage_config(
+            year=config["datasets"][wildcards.dataset]["rules_of"],
+            runs=[
+                [system, seed] for system in RUN["systems"] for seed in RUN["seeds"]
+            ],
+            labelled=list(judged_labels(wildcards.dataset)),
+            labelled_unadapted=list(judged_labels(wildcards.dataset, "_unadapted")),
+        ),
+        code=code_digest("evaluate.py"),
     script:
         "../workflow_scripts/evaluate.py"

@@ -2,16 +2,17 @@
 
 from pathlib import Path
 
-from asdflow.features.sources import sources_from
+from asdflow.features.sources import features_by_dataset
 from asdflow.job import run_stage
 from asdflow.training.finetune import finetune
 
 
 def main(smk):
     finetune(
-        smk.params.cfg,
-        sources_from(smk.input.clips, smk.input.features),
+        smk.params.cfg["system"],
+        features_by_dataset(smk.params.cfg["datasets"], smk.input.features),
         labels=Path(smk.input.labels),
+        clips=Path(smk.input.clips),
         encoder_dir=Path(smk.input.encoder_weights).parent,
         seed=int(smk.wildcards.seed),
         output=Path(smk.output.model).parent,

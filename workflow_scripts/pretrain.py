@@ -2,15 +2,17 @@
 
 from pathlib import Path
 
-from asdflow.features.sources import sources_from
+from asdflow.features.sources import features_by_dataset
 from asdflow.job import run_stage
 from asdflow.training.pretrain import pretrain
 
 
 def main(smk):
+    names = smk.params.cfg["datasets"]
+    features = features_by_dataset(names, smk.input.features)
     pretrain(
         {**smk.params.cfg["recipe"], "seed": smk.params.cfg["seed"]},
-        sources_from(smk.input.clips, smk.input.features),
+        {name: (Path(clips), features[name]) for name, clips in zip(names, smk.input.clips, strict=True)},
         init=Path(smk.input.init_weights).parent,
         output=Path(smk.output.weights).parent,
         checkpoint_dir=Path(smk.params.checkpoints),

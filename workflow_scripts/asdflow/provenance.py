@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
+import os
 import platform
 import subprocess
 from importlib import metadata
@@ -149,3 +150,40 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor()
+
+
+def run_record(configuration: dict[str, Any], benchmarks: Path, root: Path, command: str) -> dict[str, Any]:
+    """What the report's provenance view tells of a run.
+
+    Parameters
+    ----------
+    configuration : the resolved configuration.
+    benchmarks : folder with Snakemake's benchmark tables, `<rule>/<job>.tsv`.
+    root : the checkout.
+    command : a command that makes the same run again.
+    """
+    machine = machine_state()
+    return {
+        "command": command,
+        "git": repository_state(root),
+        "configuration": configuration,
+        "seeds": configuration["run"]["seeds"],
+        "systems": configuration["run"]["systems"],
+        "versions": {"python": machine["python"], **machine["versions"]},
+        "hardware": {"processor": machine["processor"], "cores": os.cpu_count(), "platform": machine["platform"]},
+        "benchmarks": [_benchmark(path, benchmarks) for path in sorted(benchmarks.rglob("*.tsv"))],
+    }
+
+
+def _benchmark(path: Path, folder: Path) -> dict[str, Any]:
+    """Seconds and peak memory of one job from Snakemake's table."""
+    names, values = (line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()[:2])
+    row = dict(zip(names, values, strict=True))
+    rule, *job = path.relative_to(folder).with_suffix("").parts
+    memory = row.get("max_rss", "-")
+    return {
+        "rule": rule,
+        "job": " ".join(job),
+        "seconds": float(row["s"]),
+        "peak_memory_mb": float(memory) if memory not in ("-", "NA") else None,
+    }

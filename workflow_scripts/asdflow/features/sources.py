@@ -1,4 +1,4 @@
-"""Which catalogue and which feature files belong to which data set, told from where the stages write them."""
+"""Which feature files belong to which data set, told from where the workflow writes them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 
-def sources_from(clips: Iterable[str | Path], features: Iterable[str | Path]) -> dict[str, tuple[Path, list[Path]]]:
-    """Group `<dataset>/clips.parquet` and `<dataset>/features/<front_end>/<machine>.h5` by data set, in the order of `clips`."""
-    sources: dict[str, tuple[Path, list[Path]]] = {Path(path).parent.name: (Path(path), []) for path in clips}
-    for path in map(Path, features):
-        sources[path.parents[2].name][1].append(path)
-    return sources
+def features_by_dataset(datasets: Iterable[str], paths: Iterable[str | Path]) -> dict[str, list[Path]]:
+    """Group `<results>/<dataset>/features/<front_end>/<machine>.h5` by data set, in the order of `datasets`."""
+    files: dict[str, list[Path]] = {name: [] for name in datasets}
+    for path in map(Path, paths):
+        files[path.parents[2].name].append(path)
+    return files

@@ -1,0 +1,22 @@
+"""List a data set's clips, after checking every one of them."""
+
+import logging
+from pathlib import Path
+
+from asdflow.data.catalogue import build_catalogue, write_catalogue
+from asdflow.data.labels import apply_labels, read_evaluation_labels
+from asdflow.job import run_stage
+
+
+def main(smk):
+    settings = smk.params.cfg
+    clips, notices = build_catalogue(Path(settings["path"]), settings, workers=smk.threads)
+    for notice in notices:
+        logging.getLogger("asdflow").info("%s", notice)
+    if "labels" in smk.input.keys():
+        clips = apply_labels(clips, read_evaluation_labels(Path(smk.input.labels)), partial=settings["partial"])
+    write_catalogue(clips, Path(smk.output.clips))
+
+
+if __name__ == "__main__":
+    run_stage(main, snakemake)  # noqa: F821

@@ -1,0 +1,21 @@
+"""Fetch one archive, or verify the one that is given, and record what it is."""
+
+from pathlib import Path
+
+from asdflow.data.archives import plan_archives
+from asdflow.data.download import DownloadSettings, download_archive
+from asdflow.job import run_stage
+
+
+def main(smk):
+    archives = {archive.name: archive for archive in plan_archives(smk.wildcards.dataset, smk.params.cfg["entry"])}
+    download_archive(
+        archives[smk.wildcards.archive],
+        Path(smk.params.data_dir),
+        DownloadSettings.of(smk.params.cfg["download"]),
+        offline=smk.params.cfg["entry"]["offline"],
+    )
+
+
+if __name__ == "__main__":
+    run_stage(main, snakemake)  # noqa: F821

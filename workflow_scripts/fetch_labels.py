@@ -1,0 +1,20 @@
+"""Fetch the published labels of a benchmark year, verified by checksum."""
+
+from pathlib import Path
+
+from asdflow.data.download import DownloadSettings
+from asdflow.data.labels import fetch_labels
+from asdflow.job import run_stage
+
+
+def main(smk):
+    fetch_labels(
+        smk.wildcards.dataset,
+        smk.params.cfg["entry"],
+        Path(smk.params.data_dir),
+        DownloadSettings.of(smk.params.cfg["download"]),
+    )
+
+
+if __name__ == "__main__":
+    run_stage(main, snakemake)  # noqa: F821
