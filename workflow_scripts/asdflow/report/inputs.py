@@ -1,0 +1,150 @@
+"""What a report is made from: paths and names only, frozen, so that a thin script can fill it from named inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """One seed of one system; a part that is None or not on disk is named as absent on the page."""
+
+    seed: int
+    scores: Path
+    history: Path | None = None
+    embeddings: Path | None = None
+
+
+@dataclass(frozen=True)
+class SystemFiles:
+    """One system on one data set.
+
+    `encoder` and `unadapted` name entries of `DatasetFiles.embeddings`: the encoder it was fine-tuned from, and that one
+    before its pre-training (None: no such embeddings).
+    """
+
+    name: str
+    runs: tuple[RunFiles, ...]
+    encoder: str | None = None
+    unadapted: str | None = None
+    labels: Path | None = None
+    clusters: Path | None = None
+
+
+@dataclass(frozen=True)
+class DatasetFiles:
+    """The files of one data set, in the layouts of docs/architecture.md.
+
+    `embeddings`: encoder name -> embeddings before fine-tuning. `features`: one HDF5 file a machine, of any one
+    front end (for the log-mel pictures). `rules_of`: the year whose official score holds. `published_set`: the challenge set that these data claim to be, such as
+    "2025 evaluation"; published figures appear only if the machines agree with it. `synthetic`: made, not recorded.
+    """
+
+    name: str
+    clips: Path
+    metrics: Path
+    official_scores: Path
+    systems: tuple[SystemFiles, ...]
+    embeddings: Mapping[str, Path] = field(default_factory=dict)
+    features: tuple[Path, ...] = ()
+    rules_of: int = 2025
+    published_set: str | None = None
+    synthetic: bool = False
+
+
+@dataclass(frozen=True)
+class ReportInputs:
+    """Everything `build_report` reads.
+
+    `encoder_histories`: encoder name -> history.parquet of its pre-training. `provenance`: JSON with any of the keys
+    title, created, command, git, configuration, systems, seeds, versions, hardware, checksums, benchmarks (see
+    `asdflow.report.provenance_view`). `rule_graph`: SVG. `baseline`: the system that others are compared with.
+    `featured`: the system whose clips, maps and dendrograms are shown; None takes the highest official score.
+    `media_megabytes`: upper bound of sound and pictures in the file. `replicates`: of the bootstrap.
+    """
+
+    datasets: tuple[DatasetFiles, ...]
+    encoder_histories: Mapping[str, Path] = field(default_factory=dict)
+    provenance: Path | None = None
+    rule_graph: Path | None = None
+    baseline: str | None = None
+    featured: str | None = None
+    seed: int = 0
+    replicates: int = 1000
+    media_megabytes: float = 8.0
+
+
+def dataset_files(
+    results: Path,
+    name: str,
+    systems: Mapping[str, Sequence[int]],
+    encoders: Mapping[str, str] | None = None,
+    unadapted: Mapping[str, str] | None = None,
+    front_end: str | None = None,
+    rules_of: int = 2025,
+    published_set: str | None = None,
+    synthetic: bool = False,
+) -> DatasetFiles:
+    """The files of data set `name` below `results`, where docs/architecture.md puts them.
+
+    `systems`: system -> seeds; `encoders`, `unadapted`: system -> encoder (see `SystemFiles`); `front_end`: whose features serve for pictures
+    (None: the first one there is).
+    """
+    root = Path(results) / name
+    fronts = [root / "features" / front_end] if front_end else sorted((root / "features").glob("*"))
+    features = tuple(sorted(fronts[0].glob("*.h5"))) if fronts else ()
+    encoders, unadapted = dict(encoders or {}), dict(unadapted or {})
+    embedded = sorted({*encoders.values(), *unadapted.values()})
+    return DatasetFiles(
+        name=name,
+        clips=root / "clips.parquet",
+        metrics=root / "metrics.csv",
+        official_scores=root / "official_scores.csv",
+        systems=tuple(
+            _system_files(root / s, s, seeds, encoders.get(s), unadapted.get(s)) for s, seeds in systems.items()
+        ),
+        embeddings={e: root / "embeddings" / f"{e}.h5" for e in embedded},
+        features=features,
+        rules_of=rules_of,
+        published_set=published_set,
+        synthetic=synthetic,
+    )
+
+
+def _system_files(
+    folder: Path, name: str, seeds: Sequence[int], encoder: str | None, unadapted: str | None
+) -> SystemFiles:
+    runs = tuple(
+        RunFiles(
+            seed=seed,
+            scores=folder / f"seed_{seed}" / "scores.parquet",
+            history=folder / f"seed_{seed}" / "history.parquet",
+            embeddings=folder / f"seed_{seed}" / "embeddings.h5",
+        )
+        for seed in seeds
+    )
+    return SystemFiles(name, runs, encoder, unadapted, folder / "labels.parquet", folder / "clusters.npz")
+
+
+def discover(results: Path) -> ReportInputs:
+    """Every data set, system and seed that lies below `results`, for a report without a workflow.
+
+    A data set is a folder with clips.parquet; a system a folder in it with seed_<n>/scores.parquet.
+    """
+    results = Path(results)
+    datasets = []
+    for clips in sorted(results.glob("*/clips.parquet")):
+        found: dict[str, list[int]] = {}
+        for scores in clips.parent.glob("*/seed_*/scores.parquet"):
+            found.setdefault(scores.parent.parent.name, []).append(int(scores.parent.name.removeprefix("seed_")))
+        systems = {name: sorted(found[name]) for name in sorted(found)}
+        datasets.append(dataset_files(results, clips.parent.name, systems))
+    provenance, graph = results / "report" / "provenance.json", results / "report" / "rulegraph.svg"
+    return ReportInputs(
+        datasets=tuple(datasets),
+        encoder_histories={p.parent.name: p for p in sorted(results.glob("encoders/*/history.parquet"))},
+        provenance=provenance if provenance.exists() else None,
+        rule_graph=graph if graph.exists() else None,
+    )

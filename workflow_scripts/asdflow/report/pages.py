@@ -1,0 +1,453 @@
+"""The views of the report: gathers tables, figures and sounds of each data set and renders the templates."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import jinja2
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from asdflow.features.embeddings import read_embeddings
+from asdflow.report import evidence, figures
+from asdflow.report.inputs import DatasetFiles, ReportInputs, SystemFiles
+from asdflow.report.media import Gallery
+from asdflow.report.published import published_table
+from asdflow.report.significance import compare_systems
+from asdflow.report.tables import (
+    Cell,
+    Table,
+    agreement_table,
+    as_latex,
+    as_markdown,
+    counted_metrics,
+    heat_table,
+    machine_scores,
+    metric_table,
+    number,
+    official_table,
+    parts_table,
+    read_metrics,
+    seed_scores,
+    text,
+)
+
+log = logging.getLogger(__name__)
+MAP_CLIPS = 1200
+COLOURINGS = {
+    "machine": "machine",
+    "section": "section",
+    "domain": "domain",
+    "attributes": "attribute_label",
+    "pseudo label": "label",
+    "condition": "condition",
+}
+UNITS = {
+    "loss": "Loss",
+    "learning_rate": "Learning rate",
+    "similarity": "Cosine similarity, student and teacher",
+    "clips_per_second": "Clips per second",
+    "peak_memory_mb": "Peak memory (MB)",
+    "target_variance": "Variance of the targets",
+}
+
+
+@dataclass(frozen=True)
+class View:
+    """One view of the page: its address after '#', what the navigation calls it, its markup."""
+
+    key: str
+    title: str
+    group: str
+    markup: str
+    parent: str | None = None
+
+
+@dataclass
+class Book:
+    """The figures of the page by id, kept as JSON until a view shows them."""
+
+    entries: dict[str, str] = field(default_factory=dict)
+
+    def add(self, figure: go.Figure | None, alt: str, table: Table | None = None, name: str | None = None) -> str:
+        """Keep a figure (or only a table) and return its id; `alt` says in words what is to be seen."""
+        identity = name or f"f{len(self.entries)}"
+        entry: dict[str, Any] = {"alt": alt, "table": table.as_json() if table else None}
+        if figure is not None:
+            picture = json.loads(figure.to_json(validate=False))
+            picture["layout"].pop("template", None)
+            entry["figure"] = picture
+        self.entries[identity] = embed_json(entry)
+        return identity
+
+
+def embed_json(value: Any) -> str:
+    """JSON that can stand inside a script element: no '<', and no line separators that JavaScript dislikes."""
+    dumped = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return dumped.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A select of a panel: its label and its options."""
+
+    label: str
+    options: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Selects above slots; slot `s` shows entry '<id>/<s>/<i>-<j>' for the chosen options i, j."""
+
+    id: str
+    choices: Sequence[Choice]
+    slots: Mapping[str, str]
+
+
+@dataclass
+class Dataset:
+    """What the pages of one data set share, read once. Parts that are not there are None or empty."""
+
+    files: DatasetFiles
+    clips: pd.DataFrame | None
+    metrics: pd.DataFrame | None
+    official: pd.DataFrame | None
+    scores: dict[str, dict[int, pd.DataFrame]]
+    significance: pd.DataFrame | None
+    baseline: str | None
+    featured: SystemFiles | None
+
+    @property
+    def systems(self) -> list[str]:
+        return [s.name for s in self.files.systems]
+
+    @property
+    def machines(self) -> list[str]:
+        if self.clips is not None:
+            return sorted(self.clips["machine"].unique())
+        return [] if self.metrics is None else sorted(set(self.metrics["machine"]) - {""})
+
+    def key(self, *parts: str) -> str:
+        return "/".join(quote(p, safe="") for p in (self.files.name, *parts))
+
+
+def environment() -> jinja2.Environment:
+    """Templates with everything escaped unless it is our own markup."""
+    folder = Path(__file__).parent / "templates"
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folder), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )  # fmt: skip
+
+
+def read_dataset(files: DatasetFiles, inputs: ReportInputs) -> Dataset:
+    """Read the tables of a data set that are on disk and compute the intervals."""
+    clips = pd.read_parquet(files.clips) if files.clips.is_file() else None
+    metrics = read_metrics(files.metrics) if files.metrics.is_file() else None
+    official = pd.read_csv(files.official_scores, dtype={"system": str}) if files.official_scores.is_file() else None
+    scores = {} if clips is None else {s.name: evidence.read_scores(s, clips) for s in files.systems}
+    significance = None
+    if clips is not None:
+        plain = {s: {n: r.set_index("clip_id")["anomaly_score"] for n, r in runs.items()} for s, runs in scores.items()}
+        significance = compare_systems(
+            clips[clips["split"] == "test"], plain, files.rules_of, inputs.baseline, inputs.replicates, inputs.seed
+        )
+    featured = _featured(files, official, inputs.featured)
+    return Dataset(files, clips, metrics, official, scores, significance, inputs.baseline, featured)
+
+
+def _featured(files: DatasetFiles, official: pd.DataFrame | None, wanted: str | None) -> SystemFiles | None:
+    by_name = {s.name: s for s in files.systems}
+    if wanted in by_name:
+        return by_name[str(wanted)]
+    if official is not None:
+        for name in official.sort_values("mean", ascending=False, kind="stable")["system"]:
+            if name in by_name:
+                return by_name[name]
+    return files.systems[0] if files.systems else None
+
+
+class Pages:
+    """Renders every view of a report and collects its figures."""
+
+    def __init__(self, inputs: ReportInputs, provenance: dict[str, Any]) -> None:
+        self.inputs = inputs
+        self.provenance = provenance
+        self.book = Book()
+        self.views: list[View] = []
+        self._templates = environment()
+        self._panels = 0
+
+    def _render(self, template: str, **values: Any) -> str:
+        return self._templates.get_template(template).render(**values)
+
+    def _panel(self, choices: Sequence[Choice], slots: Mapping[str, str]) -> Panel:
+        self._panels += 1
+        return Panel(f"p{self._panels}", [c for c in choices if c.options], slots)
+
+    def add_dataset(self, dataset: Dataset) -> None:
+        """All views of one data set."""
+        name = dataset.files.name
+        add = self.views.append
+        add(View(dataset.key("overview"), "Overview", name, self._overview(dataset)))
+        gallery = self._gallery(dataset)
+        for machine in dataset.machines:
+            markup = self._machine(dataset, machine, gallery)
+            add(View(dataset.key("machine", machine), machine, name, markup, parent="Machines"))
+        add(View(dataset.key("representation"), "Representation", name, self._representation(dataset)))
+        add(View(dataset.key("training"), "Training", name, self._training(dataset)))
+        add(View(dataset.key("systems"), "Systems and parts", name, self._ablation(dataset)))
+
+    def _overview(self, dataset: Dataset) -> str:
+        values: dict[str, Any] = {"dataset": dataset, "main": None, "dots": None, "heat": None, "published": None, "latex": "", "markdown": ""}
+        if dataset.official is not None and len(dataset.official):
+            featured = dataset.featured.name if dataset.featured else None
+            main = official_table(dataset.official, dataset.significance, dataset.baseline, featured)
+            seeds = seed_scores(dataset.metrics) if dataset.metrics is not None else pd.DataFrame({"system": [], "score": []})
+            alt = "Official score per system: " + ", ".join(f"{r.system} {r.mean:.2f}" for r in dataset.official.itertuples())
+            values["dots"] = self.book.add(figures.official_scores(dataset.official, seeds, dataset.significance), alt)
+            values |= {"main": main, "latex": as_latex(main), "markdown": as_markdown(main)}
+        if dataset.metrics is not None:
+            links = {m: "#" + dataset.key("machine", m) for m in dataset.machines}
+            scores = machine_scores(dataset.metrics)
+            if len(scores):
+                values["heat"] = heat_table(scores, dataset.systems or sorted(scores["system"].unique()), links)
+        values["published"], values["published_note"] = published_table(dataset.files.published_set, dataset.machines)
+        values["facts"] = self._facts(dataset)
+        values["id"] = f"d{len(self.views)}"
+        compared = [] if dataset.significance is None else list(dataset.significance["system"])
+        values["baseline_known"] = dataset.baseline in compared
+        return self._render("overview.html.j2", **values)
+
+    def _facts(self, dataset: Dataset) -> list[tuple[str, str]]:
+        """Small facts under the title: how much of what was run, when, for how long."""
+        facts = [("Systems", str(len(dataset.systems))), ("Machines", str(len(dataset.machines)))]
+        if dataset.clips is not None:
+            counts = dataset.clips["split"].value_counts()
+            facts += [(f"{split.capitalize()} clips", f"{counts[split]:,}") for split in ("train", "test") if split in counts]
+        seeds = max((len(s.runs) for s in dataset.files.systems), default=0)
+        facts.append(("Seeds", str(seeds)))
+        if self.provenance.get("created"):
+            facts.append(("Run", str(self.provenance["created"])[:16].replace("T", " ")))
+        seconds = sum(float(b.get("seconds") or 0) for b in self.provenance.get("benchmarks", []))
+        if seconds:
+            facts.append(("Time of all stages", duration(seconds)))
+        return facts
+
+    def _gallery(self, dataset: Dataset) -> Gallery | None:
+        if dataset.clips is None:
+            return None
+        budget = self.inputs.media_megabytes * 1e6 / max(len(self.inputs.datasets), 1)
+        return Gallery(dataset.clips, dataset.files.features, budget)
+
+    def _machine(self, dataset: Dataset, machine: str, gallery: Gallery | None) -> str:
+        values: dict[str, Any] = {"dataset": dataset, "machine": machine, "metrics": None, "roc": None, "panel": None, "examples": []}
+        if dataset.metrics is not None and counted_metrics(dataset.metrics):
+            values["metrics"] = metric_table(dataset.metrics, machine, dataset.systems)
+        mine = {s: {n: r[r["machine"] == machine] for n, r in runs.items()} for s, runs in dataset.scores.items()}
+        mine = {s: {n: r for n, r in runs.items() if len(r)} for s, runs in mine.items()}
+        mine = {s: runs for s, runs in mine.items() if runs}
+        if mine and dataset.clips is not None:
+            values["roc"] = self._roc(dataset, machine, mine)
+            values["panel"] = self._score_panel(dataset, mine)
+        run = evidence.first_run(dataset.featured) if dataset.featured else None
+        if gallery is not None and run is not None and dataset.featured and run.seed in mine.get(dataset.featured.name, {}):
+            embedded = read_embeddings(run.embeddings) if run.embeddings and run.embeddings.is_file() else (None, None)
+            mistakes = 2 if len(dataset.machines) <= 8 else 1
+            values["examples"] = gallery.examples(mine[dataset.featured.name][run.seed], *embedded, mistakes)
+            values["seed"] = run.seed
+        return self._render("machine.html.j2", **values)
+
+    def _roc(self, dataset: Dataset, machine: str, scores: dict[str, dict[int, pd.DataFrame]]) -> str | None:
+        assert dataset.clips is not None
+        here = dataset.clips[(dataset.clips["machine"] == machine) & (dataset.clips["split"] == "test")]
+        panels = evidence.roc_panels(here)
+        curves = evidence.roc_curves({s: list(runs.values()) for s, runs in scores.items()}, panels)
+        if not len(curves):
+            return None
+        rows = []
+        for (system, panel), curve in curves.groupby(["system", "panel"], sort=False):
+            area = float(np.trapezoid(curve["tpr"], curve["fpr"]))
+            at = float(np.interp(0.1, curve["fpr"], curve["tpr"]))
+            rows.append([text(system), text(panel), number(area, 3), number(at, 3)])
+        table = Table("Mean ROC over the seeds", ["System", "Clips", "Area", "True-positive rate at 0.1"], rows, [2, 3])
+        featured = dataset.featured.name if dataset.featured else None
+        alt = f"ROC curves of {machine} for {len(scores)} systems; the area up to a false-positive rate of 0.1 is shaded for {featured}"
+        return self.book.add(figures.roc(curves, list(panels), featured), alt, table)
+
+    def _score_panel(self, dataset: Dataset, scores: dict[str, dict[int, pd.DataFrame]]) -> Panel:
+        systems = sorted(scores, key=lambda s: (dataset.featured is None or s != dataset.featured.name, dataset.systems.index(s)))
+        seeds = sorted({n for runs in scores.values() for n in runs})
+        panel = self._panel(
+            [Choice("System", systems), Choice("Seed", [str(n) for n in seeds])],
+            {"histogram": "Anomaly scores", "confusion": "Decisions", "attributes": "By attribute"},
+        )
+        for i, system in enumerate(systems):
+            for j, seed in enumerate(seeds):
+                if seed in scores[system]:
+                    self._score_slots(f"{i}-{j}", panel, scores[system][seed], f"{system}, seed {seed}")
+        return panel
+
+    def _score_slots(self, place: str, panel: Panel, scores: pd.DataFrame, who: str) -> None:
+        known = scores[scores["condition"].isin(["normal", "anomaly"])]
+        if len(known):
+            medians = known.groupby("condition")["anomaly_score"].median()
+            said = ", ".join(f"{c} {v:.3g}" for c, v in medians.items())
+            figure = figures.score_histogram(known, evidence.threshold(scores))
+            self.book.add(figure, f"Histograms of anomaly scores of {who}; medians: {said}", evidence.histogram_table(known),
+                          f"{panel.id}/histogram/{place}")  # fmt: skip
+        for slot, table in (("confusion", evidence.confusion_table(scores)), ("attributes", evidence.attribute_table(scores))):
+            if table is not None:
+                self.book.add(None, table.caption, table, f"{panel.id}/{slot}/{place}")
+
+    def _representation(self, dataset: Dataset) -> str:
+        featured = dataset.featured
+        labels = pd.read_parquet(featured.labels) if featured and featured.labels and featured.labels.is_file() else None
+        return self._render(
+            "representation.html.j2",
+            dataset=dataset,
+            maps=self._maps(dataset, labels) if dataset.clips is not None and featured else None,
+            agreement=agreement_table(dataset.metrics) if dataset.metrics is not None else None,
+            clusters=self._clusters(featured) if featured else None,
+            labels=_label_table(labels) if labels is not None else None,
+        )
+
+    def _maps(self, dataset: Dataset, labels: pd.DataFrame | None) -> Panel | None:
+        """Maps before and after fine-tuning, side by side, by machine and colouring."""
+        assert dataset.clips is not None and dataset.featured is not None
+        stages = self._stages(dataset.featured, dataset.files)
+        points = {
+            stage: evidence.embedding_points(path, dataset.clips, labels, MAP_CLIPS, self.inputs.seed)
+            for stage, (_, path) in stages.items()
+        }
+        if not any(p is not None for p in points.values()):
+            return None
+        machines = ["all machines", *dataset.machines]
+        choices = [Choice("Colour", list(COLOURINGS)), Choice("Machine", machines)]
+        panel = self._panel(choices, {stage: heading for stage, (heading, _) in stages.items()})
+        for stage, table in points.items():
+            if table is not None:
+                self._map_slots(panel, stage, table, machines)
+        return panel
+
+    @staticmethod
+    def _stages(system: SystemFiles, files: DatasetFiles) -> dict[str, tuple[str, Path]]:
+        """Stage -> (heading, embeddings) of those embeddings of a system that are on disk, in the order of their making."""
+        run = evidence.first_run(system)
+        found = {
+            "unadapted": ("Before pre-training", files.embeddings.get(system.unadapted or "")),
+            "encoder": ("Encoder", files.embeddings.get(system.encoder or "")),
+            "tuned": (f"Fine-tuned, seed {run.seed if run else ''}", run.embeddings if run else None),
+        }
+        return {stage: (heading, path) for stage, (heading, path) in found.items() if path is not None and path.is_file()}
+
+    def _map_slots(self, panel: Panel, stage: str, points: pd.DataFrame, machines: list[str]) -> None:
+        for i, (name, column) in enumerate(COLOURINGS.items()):
+            for j, machine in enumerate(machines):
+                part = points if j == 0 else points[points["machine"] == machine]
+                if not len(part) or not part[column].notna().any():
+                    continue
+                if part[column].nunique() > figures.MOST_CATEGORIES:
+                    continue
+                counts = part[column].fillna("not known").value_counts().sort_index()
+                table = Table(f"Clips on the map by {name}", [name, "Clips"], [[text(k), number(v, 0)] for k, v in counts.items()], [1])
+                alt = f"t-SNE map of {len(part)} embeddings ({stage}), coloured by {name}, {machine}: {len(counts)} groups"
+                self.book.add(figures.embedding_map(part, column), alt, table, f"{panel.id}/{stage}/{i}-{j}")
+
+    def _clusters(self, system: SystemFiles) -> Panel | None:
+        groups = evidence.cluster_groups(system.clusters) if system.clusters and system.clusters.is_file() else {}
+        if not groups:
+            return None
+        names = [g.replace("|", ", ") for g in groups]
+        panel = self._panel(
+            [Choice("Clustered group", names)],
+            {"tree": "Dendrogram", "sizes": "Cluster sizes", "silhouette": "Silhouette"},
+        )
+        for index, (name, parts) in enumerate(zip(names, groups.values(), strict=True)):
+            self._cluster_slots(f"{panel.id}/{{}}/{index}", name, parts)
+        return panel
+
+    def _cluster_slots(self, place: str, name: str, parts: dict[str, Any]) -> None:
+        labels, counts = np.unique(parts["labels"], return_counts=True)
+        sizes = pd.DataFrame({"cluster": labels, "clips": counts})
+        rows = [[text(c), number(n, 0)] for c, n in zip(labels, counts, strict=True)]
+        if len(parts["linkage"]):
+            cut = float(np.asarray(parts.get("cut", np.nan)).reshape(-1)[0])
+            figure = figures.dendrogram(parts["linkage"], cut)
+            table = Table(f"Merges of {name} nearest to the cut", ["Merge", "Distance"], _merges(parts["linkage"], cut), [0, 1])
+            alt = f"Dendrogram of {name}: {len(parts['linkage']) + 1} clips, cut at {cut:.3g} into {len(labels)} clusters"
+            self.book.add(figure, alt, table, place.format("tree"))
+        alt = f"Sizes of the {len(labels)} clusters of {name}: {', '.join(map(str, counts))}"
+        self.book.add(figures.cluster_sizes(sizes), alt, Table(f"Clusters of {name}", ["Cluster", "Clips"], rows, [1]), place.format("sizes"))
+        curve = np.asarray(parts.get("silhouette", np.zeros((0, 2))))
+        if len(curve):
+            rows = [[number(k, 0), number(v, 3)] for k, v in curve]
+            table = Table(f"Silhouette of {name}", ["Clusters", "Silhouette"], rows, [0, 1])
+            alt = f"Silhouette of {name} against the number of clusters, {len(labels)} chosen"
+            self.book.add(figures.silhouette(curve, len(labels)), alt, table, place.format("silhouette"))
+
+    def _training(self, dataset: Dataset) -> str:
+        encoders = {n: [(n, p)] for n, p in self.inputs.encoder_histories.items()}
+        used = {s.encoder for s in dataset.files.systems if s.encoder}
+        encoders = {n: p for n, p in encoders.items() if not used or n in used}
+        runs = {s.name: [(f"seed {r.seed}", r.history) for r in s.runs if r.history] for s in dataset.files.systems}
+        groups = [("Pre-training", self._histories(encoders)), ("Fine-tuning", self._histories(runs))]
+        return self._render("training.html.j2", dataset=dataset, groups=groups)
+
+    def _histories(self, sources: Mapping[str, Sequence[tuple[str, Path]]]) -> dict[str, dict[str, str]]:
+        """Name -> metric -> figure id, for what left a history."""
+        shown: dict[str, dict[str, str]] = {}
+        for name, files in sources.items():
+            tables = [evidence.read_history(p, run) for run, p in files if p.is_file()]
+            table = pd.concat(tables, ignore_index=True) if tables else None
+            if table is None or not len(table):
+                continue
+            shown[name] = {}
+            for metric, part in table.groupby("metric", sort=False):
+                last = part.sort_values("step").groupby("run", sort=False).tail(1)
+                rows = [[text(r.run), number(r.step, 0), text(f"{r.value:.5g}")] for r in last.itertuples()]
+                unit = UNITS.get(str(metric), str(metric).replace("_", " ").capitalize())
+                alt = f"{unit} of {name} over the steps, {len(last)} runs; at the end {', '.join(c[2].text for c in rows)}"
+                shown[name][unit] = self.book.add(
+                    figures.history(part, str(metric), unit), alt, Table(f"{unit} at the last step", ["Run", "Step", unit], rows, [1, 2])
+                )
+        return shown
+
+    def _ablation(self, dataset: Dataset) -> str:
+        known = self.provenance.get("systems") or self.provenance.get("configuration", {}).get("systems") or {}
+        parts = {str(k): v for k, v in known.items() if isinstance(v, dict)} if isinstance(known, dict) else {}
+        table = parts_table(parts, dataset.official, dataset.baseline) if parts and dataset.official is not None else None
+        return self._render("ablation.html.j2", dataset=dataset, table=table)
+
+
+def _merges(linkage: np.ndarray, cut: float) -> list[list[Cell]]:
+    """The three merges below the cut and the three above it."""
+    heights = linkage[:, 2]
+    middle = int(np.searchsorted(heights, cut))
+    near = range(max(0, middle - 3), min(len(heights), middle + 3))
+    return [[number(i + 1, 0), number(heights[i], 4)] for i in near]
+
+
+def _label_table(labels: pd.DataFrame) -> Table:
+    """Where the classes of each machine come from and how many there are."""
+    rows = []
+    for (machine, origin), group in labels.groupby(["machine", "origin"]):
+        rows.append([text(machine), text(origin), number(group["label"].nunique(), 0), number(len(group), 0)])
+    return Table("Classes per machine", ["Machine", "Origin", "Classes", "Clips"], rows, [2, 3])
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 42 s, 3 min 20 s, 2 h 5 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

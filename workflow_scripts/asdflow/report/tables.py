@@ -1,0 +1,288 @@
+"""Tables of the report: from the results files to rows of cells, and the same as CSV, LaTeX and Markdown."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+PART_NAMES = ("encoder", "labels", "tuning", "objective", "augmentation", "pooling", "backend")
+# what counts in the official score, by year: 2022 and later, 2021, 2020
+COUNTED = (
+    ("auc_source", "auc_target", "pauc"),
+    ("auc_source", "pauc_source", "auc_target", "pauc_target"),
+    ("auc", "pauc"),
+)
+METRIC_NAMES = {
+    "auc_source": "AUC source",
+    "auc_target": "AUC target",
+    "pauc": "pAUC",
+    "auc": "AUC",
+    "pauc_source": "pAUC source",
+    "pauc_target": "pAUC target",
+    "nmi": "NMI",
+    "ari": "ARI",
+    "homogeneity": "Homogeneity",
+    "official_score": "Official score",
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell: what is shown, the unrounded number behind it, a link, a shade in [0, 1] around chance, a mark."""
+
+    text: str
+    value: float | None = None
+    link: str | None = None
+    shade: float | None = None
+    strong: bool = False
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells with headers; `numeric` columns are aligned on the right."""
+
+    caption: str
+    headers: list[str]
+    rows: list[list[Cell]]
+    numeric: list[int] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        """The shown texts only, for tables that the page builds when they are asked for."""
+        return {
+            "caption": self.caption,
+            "headers": self.headers,
+            "numeric": self.numeric,
+            "rows": [[cell.text for cell in row] for row in self.rows],
+        }
+
+
+def number(value: float | None, decimals: int = 2, **marks: Any) -> Cell:
+    """A cell for a number, rounded for the eye; a missing one is a dash."""
+    if value is None or not math.isfinite(float(value)):
+        return Cell("–", None, **marks)
+    return Cell(f"{float(value):.{decimals}f}".replace("-", "−"), float(value), **marks)
+
+
+def text(value: object, **marks: Any) -> Cell:
+    """A cell for a text; None and NaN are a dash."""
+    missing = value is None or (isinstance(value, float) and math.isnan(value)) or value == ""
+    return Cell("–" if missing else str(value), **marks)
+
+
+def hmean(values: Sequence[float] | np.ndarray) -> float:
+    """Harmonic mean, clamped at the machine epsilon as the challenge's evaluator does."""
+    clamped = np.maximum(np.asarray(values, dtype=float), np.finfo(float).eps)
+    return float(len(clamped) / np.sum(1.0 / clamped))
+
+
+def counted_metrics(metrics: pd.DataFrame) -> tuple[str, ...]:
+    """The metrics that the official score is made of, by what metrics.csv holds; () if none of the known sets."""
+    present = set(metrics["metric"])
+    if "pauc_source" in present:
+        return COUNTED[1]
+    return COUNTED[0] if "auc_source" in present else COUNTED[2] if "auc" in present else ()
+
+
+def read_metrics(path: Any) -> pd.DataFrame:
+    """metrics.csv with sections as text (`00`) and empty machine and section as ""."""
+    table = pd.read_csv(path, dtype={"system": str, "machine": str, "section": str, "metric": str}, keep_default_na=False)
+    table["seed"] = pd.to_numeric(table["seed"], errors="coerce")
+    table["value"] = pd.to_numeric(table["value"], errors="coerce")
+    return table
+
+
+def machine_scores(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Per system, machine and seed the score in percent by the year's own mean, over the machine's sections.
+
+    2021 and later the harmonic mean of the counted metrics, 2020 the arithmetic one; columns system, machine, seed, score.
+    """
+    counted = counted_metrics(metrics)
+    rows = metrics[metrics["metric"].isin(counted) & (metrics["machine"] != "") & (metrics["section"] != "")]
+    average = np.mean if counted == COUNTED[2] else hmean
+    groups = rows.groupby(["system", "machine", "seed"], sort=False)["value"]
+    found = [(*key, 100 * float(average(values.to_numpy()))) for key, values in groups]  # type: ignore[misc]
+    return pd.DataFrame(found, columns=["system", "machine", "seed", "score"])
+
+
+def seed_scores(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Official score per system and seed in percent: columns system, seed, score."""
+    rows = metrics[metrics["metric"] == "official_score"]
+    scale = 100.0 if len(rows) and rows["value"].max() <= 1.0 else 1.0
+    return pd.DataFrame({"system": rows["system"], "seed": rows["seed"], "score": rows["value"] * scale}).reset_index(drop=True)
+
+
+def official_table(official: pd.DataFrame, significance: pd.DataFrame | None, baseline: str | None, featured: str | None) -> Table:
+    """The main table: mean, spread, seeds, interval, difference to the baseline with its significance.
+
+    `significance` as from `asdflow.report.significance.compare_systems` or None.
+    """
+    headers = ["System", "Official score", "Std", "Seeds"]
+    found = None if significance is None or not len(significance) else significance.set_index("system")
+    with_baseline = found is not None and baseline is not None and baseline in found.index
+    if found is not None:
+        headers.append("95 % interval")
+    if with_baseline:
+        headers += [f"Difference to {baseline}", "95 % interval of it", "p"]
+    best = official["mean"].max()
+    rows = []
+    for row in official.sort_values("mean", ascending=False, kind="stable").itertuples():
+        cells = [
+            text(row.system, strong=row.system == featured),
+            number(row.mean, strong=row.mean == best),
+            number(row.std),
+            Cell(str(int(row.n)), int(row.n)),
+        ]
+        if found is not None:
+            cells += _significance_cells(found, str(row.system), baseline if with_baseline else None)
+        rows.append(cells)
+    return Table("Official score per system, in percent", headers, rows, list(range(1, len(headers))))
+
+
+def _significance_cells(found: pd.DataFrame, system: str, baseline: str | None) -> list[Cell]:
+    wanted = 1 if baseline is None else 4
+    if system not in found.index:
+        return [text(None)] * wanted
+    row = found.loc[system]
+    cells = [_interval(row["low"], row["high"])]
+    if baseline is None:
+        return cells
+    if system == baseline:
+        return [*cells, Cell("baseline"), text(None), text(None)]
+    p = float(row["p"])
+    sign = "+" if row["difference"] > 0 else ""
+    difference = number(row["difference"], strong=p < 0.05)
+    cells.append(Cell(sign + difference.text, difference.value, strong=difference.strong))
+    return [*cells, _interval(row["difference_low"], row["difference_high"]), Cell("< 0.01" if p < 0.01 else f"{p:.2f}", p)]
+
+
+def _interval(low: float, high: float) -> Cell:
+    return Cell(f"{number(low).text} to {number(high).text}") if math.isfinite(low) else text(None)
+
+
+def heat_table(scores: pd.DataFrame, systems: Sequence[str], links: dict[str, str]) -> Table:
+    """Machines in rows, systems in columns, mean score over the seeds; the best of a row is strong."""
+    means = scores.groupby(["machine", "system"])["score"].mean().unstack("system").reindex(columns=list(systems))
+    rows = []
+    for machine, row in means.iterrows():
+        best = row.max()
+        cells = [number(v, 1, shade=_shade(v), strong=bool(v == best and len(systems) > 1)) for v in row]
+        rows.append([Cell(str(machine), link=links.get(str(machine))), *cells])
+    caption = "Score per machine and system in percent, mean over the seeds; 50 is chance"
+    return Table(caption, ["Machine", *systems], rows, list(range(1, len(systems) + 1)))
+
+
+def _shade(score: float) -> float | None:
+    """-1 at 20 percent and below, 0 at chance (50), 1 at 90 and above: how deep a cell is tinted."""
+    if not math.isfinite(score):
+        return None
+    return round(float(np.clip((score - 50) / (40 if score > 50 else 30), -1, 1)), 3)
+
+
+def metric_table(metrics: pd.DataFrame, machine: str, systems: Sequence[str]) -> Table:
+    """The counted metrics of one machine per system and section: mean and, from two seeds on, spread."""
+    counted = counted_metrics(metrics)
+    mine = metrics[(metrics["machine"] == machine) & metrics["metric"].isin(counted) & (metrics["section"] != "")]
+    headers = ["System", "Section"]
+    for metric in counted:
+        headers += [METRIC_NAMES[metric], "std"]
+    rows = []
+    for (system, section), group in mine.groupby(["system", "section"], sort=False):
+        cells = [text(system), text(section)]
+        for metric in counted:
+            values = group.loc[group["metric"] == metric, "value"]
+            mean = float(values.mean()) if len(values) else None
+            cells += [number(mean, 4), number(float(values.std()) if len(values) > 1 else None, 4)]
+        rows.append(cells)
+    order = {name: i for i, name in enumerate(systems)}
+    rows.sort(key=lambda cells: (order.get(cells[0].text, len(order)), cells[1].text))
+    return Table(f"Metrics of {machine}, mean over the seeds", headers, rows, list(range(2, len(headers))))
+
+
+def agreement_table(metrics: pd.DataFrame) -> Table | None:
+    """Agreement of pseudo labels with the hidden attributes per system and machine; None where nothing is known."""
+    names = ("nmi", "ari", "homogeneity")
+    known = metrics[metrics["metric"].str.removesuffix("_unadapted").isin(names)]
+    if not len(known):
+        return None
+    unadapted = known["metric"].str.endswith("_unadapted").any()
+    columns = [n + suffix for n in names for suffix in (("", "_unadapted") if unadapted else ("",))]
+    headers = ["System", "Machine"] + [
+        METRIC_NAMES[c.removesuffix("_unadapted")] + (" without pre-training" if c.endswith("_unadapted") else "") for c in columns
+    ]
+    means = known.groupby(["system", "machine", "metric"], sort=False)["value"].mean().unstack("metric").reindex(columns=columns)
+    rows = [[text(key[0]), text(key[1] or "all"), *(number(v, 3) for v in row)] for key, row in zip(means.index, means.to_numpy(), strict=True)]
+    return Table("Agreement of pseudo labels with the hidden attributes", headers, rows, list(range(2, len(headers))))
+
+
+def parts_table(parts: dict[str, dict[str, Any]], official: pd.DataFrame, baseline: str | None) -> Table:
+    """Systems in rows, their parts in columns; a part that differs from the baseline's is strong."""
+    reference = parts.get(baseline or "", {})
+    rows = []
+    for row in official.sort_values("mean", ascending=False, kind="stable").itertuples():
+        mine = parts.get(str(row.system), {})
+        cells = [text(row.system)]
+        for part in PART_NAMES:
+            shown = describe(mine.get(part))
+            cells.append(text(shown, strong=bool(reference) and shown != describe(reference.get(part))))
+        rows.append([*cells, number(row.mean), number(row.std), Cell(str(int(row.n)), int(row.n))])
+    headers = ["System", *(p.capitalize() for p in PART_NAMES), "Official score", "Std", "Seeds"]
+    return Table("Systems and the parts they are made of", headers, rows, [8, 9, 10])
+
+
+def describe(part: Any) -> str:
+    """One line for a part of a system: its method first, then its settings."""
+    if part is None or part is False or part == {} or part == []:
+        return "none"
+    if isinstance(part, dict):
+        kind = next((str(part[k]) for k in ("method", "name", "kind", "type", "source") if k in part), "")
+        rest = ", ".join(f"{k} {describe(v)}" for k, v in part.items() if k not in ("method", "name", "kind", "type", "source"))
+        return f"{kind} ({rest})" if kind and rest else kind or rest
+    return " + ".join(describe(v) for v in part) if isinstance(part, list | tuple) else str(part)
+
+
+def as_csv(table: Table) -> str:
+    """The table as CSV with unrounded numbers."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(table.headers)
+    for row in table.rows:
+        writer.writerow([cell.text if cell.value is None else repr(cell.value) for cell in row])
+    return out.getvalue()
+
+
+def as_markdown(table: Table) -> str:
+    """The table for a README or an issue; strong cells in bold."""
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(c.replace("\\", "\\\\").replace("|", "\\|") for c in cells) + " |"
+
+    rule = ["---:" if i in table.numeric else "---" for i in range(len(table.headers))]
+    body = [line([f"**{c.text}**" if c.strong else c.text for c in row]) for row in table.rows]
+    return "\n".join([line(table.headers), "|" + "|".join(rule) + "|", *body]) + "\n"
+
+
+_LATEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+          "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$", "–": "--", "<": "$<$", ">": "$>$"}  # fmt: skip
+
+
+def as_latex(table: Table) -> str:
+    """The table as a booktabs tabular; strong cells in bold."""
+
+    def escaped(value: str) -> str:
+        return "".join(_LATEX.get(c, c) for c in value)
+
+    def cell(content: Cell) -> str:
+        return rf"\textbf{{{escaped(content.text)}}}" if content.strong else escaped(content.text)
+
+    columns = "".join("r" if i in table.numeric else "l" for i in range(len(table.headers)))
+    body = [" & ".join(cell(c) for c in row) + r" \\" for row in table.rows]
+    lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", " & ".join(map(escaped, table.headers)) + r" \\", r"\midrule"]
+    return "\n".join([*lines, *body, r"\bottomrule", r"\end{tabular}"]) + "\n"
