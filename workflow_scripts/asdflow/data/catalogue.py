@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -115,22 +115,16 @@ def build_catalogue(
     """
     root = Path(root)
     findings = _Findings()
-    auxiliary = bool(settings.get("auxiliary", False))
-    clips: list[_Clip] = []
-    for folder in _machine_folders(root, settings.get("machines"), findings):
-        clips += _machine_clips(folder, auxiliary, findings)
-    _find_duplicate_ids(clips, findings)
     audio_settings = settings.get("audio") or {}
-    infos = _inspect_all([clip.path for clip in clips], audio_settings, workers)
-    rows = []
-    for clip, info in zip(clips, infos, strict=True):
-        if isinstance(info, str):
-            findings.problem("audio", f"{clip.path}: {info}")
-        else:
-            rows.append(_row(clip, info))
+    tables = [SCHEMA.empty_table()]
+    with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
+        for folder in _machine_folders(root, settings.get("machines"), findings):
+            clips = _machine_clips(folder, bool(settings.get("auxiliary", False)), findings)
+            _find_duplicate_ids(clips, findings)
+            tables.append(_inspect(clips, audio_settings, pool, findings))
     findings.raise_if_any(root)
-    frame = _frame(rows)
-    return frame, findings.notices + _audio_notices(frame, audio_settings)
+    catalogue: pd.DataFrame = pa.concat_tables(tables).to_pandas()
+    return catalogue, findings.notices + _audio_notices(catalogue, audio_settings)
 
 
 def _machine_folders(root: Path, machines: Sequence[str] | None, findings: _Findings) -> list[Path]:
@@ -264,17 +258,23 @@ def _find_duplicate_ids(clips: Iterable[_Clip], findings: _Findings) -> None:
             findings.problem("duplicate", f"{clip.path}: is the same clip as {known.name}")
 
 
-def _inspect_all(
-    paths: Sequence[Path], settings: Mapping[str, Any], workers: int
-) -> Iterator[audio.AudioInfo | str]:
-    """Inspect recordings in order, in batches, so that a hundred thousand keep the pool and not the memory busy."""
+def _inspect(
+    clips: Sequence[_Clip], settings: Mapping[str, Any], pool: ThreadPoolExecutor, findings: _Findings
+) -> pa.Table:
+    """Look at the recordings of one machine, in batches; the catalogue's rows of those in order, sorted."""
 
-    def inspect(batch: Sequence[Path]) -> list[audio.AudioInfo | str]:
-        return [audio.inspect_audio(path, settings) for path in batch]
+    def inspect(batch: Sequence[_Clip]) -> list[audio.AudioInfo | str]:
+        return [audio.inspect_audio(clip.path, settings) for clip in batch]
 
-    batches = [paths[start : start + _BATCH] for start in range(0, len(paths), _BATCH)]
-    with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
-        yield from chain.from_iterable(pool.map(inspect, batches))
+    batches = [clips[start : start + _BATCH] for start in range(0, len(clips), _BATCH)]
+    rows = []
+    for clip, info in zip(clips, chain.from_iterable(pool.map(inspect, batches)), strict=True):
+        if isinstance(info, str):
+            findings.problem("audio", f"{clip.path}: {info}")
+        else:
+            rows.append(_row(clip, info))
+    rows.sort(key=lambda row: (row["split"], row["path"]))
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
 def _row(clip: _Clip, info: audio.AudioInfo) -> dict[str, Any]:
@@ -292,12 +292,6 @@ def _row(clip: _Clip, info: audio.AudioInfo) -> dict[str, Any]:
         **info._asdict(),
         "supplement": name.supplement,
     }
-
-
-def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    rows.sort(key=lambda row: (row["machine"], row["split"], row["path"]))
-    frame: pd.DataFrame = pa.Table.from_pylist(rows, schema=SCHEMA).to_pandas()
-    return frame
 
 
 def _audio_notices(frame: pd.DataFrame, settings: Mapping[str, Any]) -> list[str]:
