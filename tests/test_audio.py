@@ -114,6 +114,41 @@ def test_a_wav_file_cut_inside_its_header_is_found(write):
         assert isinstance(inspect_audio(path, {}), str), f"{length} bytes"
 
 
+def test_long_wav_files_declare_their_length_elsewhere_and_are_checked_too(write):
+    path = write(tone(), format="RF64")
+    assert inspect_audio(path, {}) == AudioInfo(RATE, RATE, 1)
+    path.write_bytes(path.read_bytes()[:-2])
+    assert "32000 bytes of samples are declared, 31998 are there" in str(inspect_audio(path, {}))
+
+
+def test_a_wav_file_of_a_streaming_encoder_is_as_long_as_it_is(write):
+    path = write(tone())
+    content = bytearray(path.read_bytes())
+    content[4:8] = content[40:44] = b"\xff" * 4
+    path.write_bytes(content)
+    assert inspect_audio(path, {}) == AudioInfo(RATE, RATE, 1)
+    assert len(read_audio(path, {})) == RATE
+
+
+def test_a_flac_file_without_a_declared_length_is_refused_in_words(write):
+    path = write(tone(), name="clip.flac")
+    content = bytearray(path.read_bytes())
+    content[21] &= 0xF0
+    content[22:26] = bytes(4)
+    path.write_bytes(content)
+    assert "declares no length" in str(inspect_audio(path, {}))
+
+
+def test_a_flac_file_damaged_in_the_middle_cannot_be_read_silently(write):
+    path = write(np.random.default_rng(0).normal(0, 0.1, RATE), name="clip.flac")
+    content = bytearray(path.read_bytes())
+    content[9000:9050] = b"\xaa" * 50
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="cannot be read") as caught:
+        read_audio(path, {})
+    assert str(path) in caught.value.problems[0]
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [

@@ -247,6 +247,19 @@ def test_resampling_and_averaging_are_noticed(tmp_path):
     assert "(near)" in "\n".join(build_catalogue(tmp_path, {"audio": {"channel": "near"}})[1])
 
 
+def test_names_without_domains_do_not_go_with_rules_that_need_them(tmp_path):
+    write_machine(tmp_path, "fan", YEARS[2020])
+    assert len(build_catalogue(tmp_path, {"rules_of": 2020})[0]) == len(YEARS[2020])
+    (problem,) = problems_of(tmp_path, rules_of=2025)
+    assert "4 names of 2020, which say no domain, under the rules of 2025" in problem
+
+
+def test_a_machine_without_test_clips_is_noticed(tmp_path):
+    write_machine(tmp_path, "fan", DCASE_2025[:2])
+    (notice,) = build_catalogue(tmp_path, {})[1]
+    assert "fan: holds no test clips" in notice
+
+
 def test_auxiliary_sets_teach_with_every_normal_clip_and_nothing_else(tmp_path):
     write_machine(tmp_path, "fan", YEARS[2020])
     write_machine(tmp_path, "pump", ("test/normal_id_00_00000000", "test/anomaly_id_00_00000000"))

@@ -21,6 +21,7 @@ from asdflow.errors import InputError
 BLOCK_FRAMES = 1 << 16
 READ_FRAMES = 1 << 20
 _UNKNOWN_SIZE = 0xFFFFFFFF
+_UNKNOWN_FRAMES = (1 << 63) - 1
 # Two-channel clips of DCASE 2026: the near microphone is left, the far one right.
 _NAMED_CHANNELS: dict[str | int, int] = {"first": 0, "last": -1, "near": 0, "far": 1}
 
@@ -62,6 +63,8 @@ def inspect_audio(path: str | Path, settings: Mapping[str, Any]) -> AudioInfo | 
 
 
 def _inspect_open(sound: soundfile.SoundFile, settings: Mapping[str, Any]) -> AudioInfo | str:
+    if sound.frames == _UNKNOWN_FRAMES:
+        return "declares no length (as a streaming encoder writes it); encode the recording again from a file"
     info = AudioInfo(sound.frames, sound.samplerate, sound.channels)
     if problem := rate_problem(info.sample_rate, settings) or channel_problem(info.channels, settings):
         return problem

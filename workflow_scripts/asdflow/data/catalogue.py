@@ -61,7 +61,7 @@ _REMEDIES = {
     "and several channels.",
     "duplicate": "Keep one file of each clip.",
     "suffix": "Convert the recordings to WAV or FLAC.",
-    "counts": "Complete the data set, or say partial: true when it is meant to be a part.",
+    "rules": "Set rules_of: 2020, or name the clips as 2021 and later years do.",
 }
 
 
@@ -106,7 +106,7 @@ def build_catalogue(
     ----------
     root : folder of the machines; paths in the catalogue begin with it.
     settings : the data set's entry. Read here: `machines` (names, or null for all), `audio` (see
-        `asdflow.data.audio`), `auxiliary` (the clips only serve as extra training material: all normal clips count as
+        `asdflow.data.audio`), `rules_of` (year), `auxiliary` (the clips only serve as extra training material: all normal clips count as
         split `train`, others are left out, no machine needs a train folder).
     workers : threads that look at recordings.
 
@@ -119,7 +119,11 @@ def build_catalogue(
     tables = [SCHEMA.empty_table()]
     with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
         for folder in _machine_folders(root, settings.get("machines"), findings):
-            clips = _machine_clips(folder, bool(settings.get("auxiliary", False)), findings)
+            clips = _machine_clips(folder, findings)
+            if settings.get("auxiliary", False):
+                clips = _as_training_material(folder.name, clips, findings)
+            else:
+                _check_machine(folder, clips, int(settings.get("rules_of", 2020)), findings)
             _find_duplicate_ids(clips, findings)
             tables.append(_inspect(clips, audio_settings, pool, findings))
     findings.raise_if_any(root)
@@ -151,19 +155,30 @@ def _machine_folders(root: Path, machines: Sequence[str] | None, findings: _Find
     return [entry for entry in present if entry.name in machines]
 
 
-def _machine_clips(folder: Path, auxiliary: bool, findings: _Findings) -> list[_Clip]:
-    """Read the names of one machine's clips; note names, files and gaps that do not fit."""
+def _machine_clips(folder: Path, findings: _Findings) -> list[_Clip]:
+    """Read the names of one machine's clips; note names and files that do not fit."""
     before = len(findings.problems)
     attributes = _machine_attributes(folder, findings)
     found = [_read_clip(path, attributes, findings) for path in _clip_paths(folder, findings)]
     clips = [clip for clip in found if clip is not None]
     if not clips and len(findings.problems) == before:
         findings.problem("machine", f"{folder}: holds no clips")
-    if auxiliary:
-        return _as_training_material(folder.name, clips, findings)
-    if clips and not any(clip.name.split == "train" for clip in clips):
-        findings.problem("machine", f"{folder}: holds no training clips")
     return clips
+
+
+def _check_machine(folder: Path, clips: list[_Clip], rules_of: int, findings: _Findings) -> None:
+    """Note what a machine lacks to be trained on and judged by the rules of its year."""
+    if not clips:
+        return
+    splits = {clip.name.split for clip in clips}
+    if "train" not in splits:
+        findings.problem("machine", f"{folder}: holds no training clips")
+    if "test" not in splits:
+        findings.notices.append(f"{folder}: holds no test clips, so nothing of this machine is scored")
+    without_domain = sum(clip.name.section.startswith("id_") for clip in clips)
+    if rules_of > 2020 and without_domain:
+        form = f"{without_domain} names of 2020, which say no domain, under the rules of {rules_of}"
+        findings.problem("rules", f"{folder}: {form}")
 
 
 def _read_clip(path: Path, attributes: Mapping[str, dict[str, str]], findings: _Findings) -> _Clip | None:
