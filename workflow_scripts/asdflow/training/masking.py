@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,8 +12,7 @@ SPARE_SHARE = 0.07
 """Blocks are drawn for this share of patches more than are kept, for blocks overlap (the published recipe's value)."""
 
 
-@dataclass(frozen=True)
-class Masks:
+class Masks(NamedTuple):
     """Patches of each mask, both ascending: `kept` int64 [n, k] that the student sees, `hidden` int64 [n, patches - k]."""
 
     kept: Tensor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -41,11 +42,12 @@ class ArcFace(nn.Module):
         super().__init__()
         kind = SubCenterArcFaceLoss if centres > 1 else ArcFaceLoss
         several = {"sub_centers": centres} if centres > 1 else {}
-        self.loss = kind(
-            num_classes=classes, embedding_size=width, margin=math.degrees(margin), scale=scale,
-            reducer=DoNothingReducer(), **several,
-        )  # fmt: skip
-        nn.init.normal_(self.loss.W, generator=torch.Generator().manual_seed(seed))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.loss = kind(
+                num_classes=classes, embedding_size=width, margin=math.degrees(margin), scale=scale,
+                reducer=DoNothingReducer(), **several,
+            )  # fmt: skip
 
     def forward(self, views: Tensor, targets: Targets) -> Tensor:
         """views [V, B, d] -> mean loss."""
@@ -133,12 +135,68 @@ class NTXent(nn.Module):
         return loss
 
 
+class Codebook(nn.Module):
+    """The codes of one machine's clips: the start is the best of ten k-means on the first clips seen, then a moving average.
+
+    Codes that fewer than one clip in twenty batches finds are restarted at a clip of the batch. Draws come from torch's
+    global generator: call it inside a seeded fork.
+    """
+
+    pending: Tensor
+    held: Tensor
+
+    def __init__(self, width: int, codes: int, decay: float) -> None:
+        super().__init__()
+        self.codes = codes
+        self.book = VectorQuantize(
+            dim=width, codebook_size=codes, decay=decay, use_cosine_sim=True, kmeans_init=True, kmeans_iters=20,
+            threshold_ema_dead_code=0.05, commitment_weight=0.0, rotation_trick=False,
+        )  # fmt: skip
+        self.register_buffer("pending", torch.zeros(8 * codes, width))
+        self.register_buffer("held", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def ready(self) -> bool:
+        """Whether enough clips were seen for codes to exist."""
+        return int(self.held) == len(self.pending)
+
+    @property
+    def vectors(self) -> Tensor:
+        """The codes at unit length [codes, width]."""
+        return nn.functional.normalize(self.book.codebook, dim=-1)
+
+    @torch.no_grad()
+    def forward(self, unit: Tensor) -> Tensor:
+        """Unit embeddings [n, width] -> number of the nearest code [n]; in training mode the codes follow."""
+        code: Tensor = self.book(unit)[1]
+        return code
+
+    @torch.no_grad()
+    def collect(self, unit: Tensor) -> None:
+        """Take in clips until there are enough of them for the first codes."""
+        held = int(self.held)
+        taken = unit[: len(self.pending) - held]
+        self.pending[held : held + len(taken)] = taken
+        self.held += len(taken)
+        if self.ready:
+            self._start()
+
+    def _start(self) -> None:
+        starts = []
+        for _ in range(10):
+            candidate = copy.deepcopy(self.book).train()
+            candidate(self.pending)
+            fit = (self.pending @ nn.functional.normalize(candidate.codebook, dim=-1).T).max(1).values.mean()
+            starts.append((float(fit), candidate.state_dict()))
+        self.book.load_state_dict(max(starts, key=lambda start: start[0])[1])
+
+
 class VectorQuantised(nn.Module):
     """Clustering of clips without attributes by vector quantisation, trained with a dual-level contrastive loss.
 
-    One codebook per machine without attributes, on unit-length embeddings, updated as a moving average with dead codes
-    restarted. Instance level: two views of a clip against the batch (NT-Xent). Cluster level: each view must find,
-    among its machine's codes, the code of the clip's other view. Named in arXiv 2508.12230; the form is our reading.
+    One codebook per machine without attributes, on unit-length embeddings. Instance level: two views of a clip against
+    the batch (NT-Xent). Cluster level: each view must find, among its machine's codes, the code of the clip's other
+    view. Named in arXiv 2508.12230; the form is our reading.
     """
 
     def __init__(self, width: int, machines: list[int], settings: Mapping[str, Any], seed: int) -> None:
@@ -148,7 +206,8 @@ class VectorQuantised(nn.Module):
         self.instance = NTXent(self.temperature)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.books = nn.ModuleDict({str(m): _codebook(width, settings) for m in machines})
+            books = {str(m): Codebook(width, settings["codes"], settings["decay"]) for m in machines}
+        self.books = nn.ModuleDict(books)
 
     def forward(self, views: Tensor, targets: Targets) -> Tensor:
         """views [V, B, d], V >= 2 (the first two are compared) -> loss over the clips without attributes."""
@@ -160,27 +219,21 @@ class VectorQuantised(nn.Module):
         parts = []
         for machine, book in self.books.items():
             rows = chosen & (targets.machine == int(machine))
-            if rows.any():
+            assert isinstance(book, Codebook)
+            if self.training and not book.ready:
+                book.collect(unit[:, rows].flatten(0, 1))
+            if rows.any() and book.ready:
                 parts.append(self._cluster_level(unit[:, rows], book))
         if parts:
             loss = loss + self.cluster_weight * torch.cat(parts).mean()
         return loss
 
-    def _cluster_level(self, unit: Tensor, book: VectorQuantize) -> Tensor:
+    def _cluster_level(self, unit: Tensor, book: Codebook) -> Tensor:
         """Unit views [2, n, d] of one machine -> loss per view and clip [2 n]."""
         flat = unit.flatten(0, 1)
-        with torch.no_grad():
-            code = book(flat.detach())[1]  # [2 n]; updates the codebook in training mode
-        logits = flat @ nn.functional.normalize(book.codebook, dim=-1).T / self.temperature
+        code = book(flat)
         swapped = code.view(2, -1).flip(0).flatten()
-        return nn.functional.cross_entropy(logits, swapped, reduction="none")
-
-
-def _codebook(width: int, settings: Mapping[str, Any]) -> VectorQuantize:
-    return VectorQuantize(
-        dim=width, codebook_size=settings["codes"], decay=settings["decay"], use_cosine_sim=True, kmeans_init=True,
-        kmeans_iters=10, threshold_ema_dead_code=0.2, commitment_weight=0.0, rotation_trick=False,
-    )  # fmt: skip
+        return nn.functional.cross_entropy(flat @ book.vectors.T / self.temperature, swapped, reduction="none")
 
 
 class Objective(nn.Module):

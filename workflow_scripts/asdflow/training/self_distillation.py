@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,13 +27,13 @@ class Decoder(nn.Module):
 
     def __init__(self, width: int, layers: int, kernel: int, groups: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(
+        convolutions = [
             nn.Conv2d(width, width, kernel, padding=kernel // 2, groups=groups) for _ in range(layers)
-        )
+        ]
+        for layer in convolutions:  # [N, times, frequencies, width] in memory: no copies between layers
+            layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
+        self.layers = nn.ModuleList(convolutions)
         self.proj = nn.Linear(width, width)
-        self.to(
-            memory_format=torch.channels_last
-        )  # [N, times, frequencies, width] in memory: no copies between layers
 
     def forward(self, x: Tensor, grid: tuple[int, int], hidden_rows: Tensor) -> Tensor:
         """x [N, patches, width], rows of hidden patches in [N * patches] -> predictions [rows, width]."""
@@ -45,8 +45,7 @@ class Decoder(nn.Module):
         return self.proj(F.embedding(hidden_rows, x.reshape(n * patches, width)))
 
 
-@dataclass(frozen=True)
-class Prediction:
+class Prediction(NamedTuple):
     """What the student made of a batch: predictions of hidden patches [clips * masks * hidden, width], CLS [clips * masks, width]."""
 
     patches: Tensor
@@ -125,8 +124,7 @@ def layer_targets(teacher: EAT, log_mel: Tensor) -> Tensor:
     return F.layer_norm(total / len(teacher.blocks), total.shape[-1:])
 
 
-@dataclass(frozen=True)
-class Losses:
+class Losses(NamedTuple):
     """Frame loss (hidden patches) and utterance loss (CLS), each the mean of squared distances over sqrt(width)."""
 
     frame: Tensor
