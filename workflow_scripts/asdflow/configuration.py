@@ -163,6 +163,7 @@ def _complete_mapping(
     for name, rule in properties.items():
         if name in result:
             continue
+        rule = _concrete(None, rule, root)
         if "default" in rule:
             result[name] = complete(copy.deepcopy(rule["default"]), rule, f"{where}.{name}", problems, root)
         elif name in schema.get("required", ()):

@@ -1,0 +1,148 @@
+"""The whole chain on tiny synthetic recordings: what it writes, that it repeats, and how it refuses wrong input."""
+
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+
+from tests.conftest import REPOSITORY
+from tests.workflow import planned, snakemake
+
+SMOKE = REPOSITORY / "configs" / "smoke.yaml"
+SYSTEMS = ["attribute_aware", "frozen", "logmel_knn"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("smoke")
+    done = snakemake(folder, overlays=[SMOKE])
+    assert done.returncode == 0, done.stdout[-6000:]
+    return folder
+
+
+def results(folder):
+    return folder / "results-smoke"
+
+
+def test_the_report_is_one_page_without_external_references(finished):
+    page = (results(finished) / "report" / "index.html").read_text(encoding="utf-8")
+    assert "<html" in page
+    assert 'src="http' not in page and 'href="http' not in page.replace('href="https://arxiv.org', "")
+
+
+def test_official_scores_have_every_system_with_mean_deviation_and_number_of_seeds(finished):
+    table = pd.read_csv(results(finished) / "demo" / "official_scores.csv").set_index("system")
+    assert sorted(table.index) == SYSTEMS
+    assert (table["n"] == 2).all()
+    assert table["mean"].between(0, 100).all()
+    assert table["std"].notna().all()
+
+
+def test_metrics_have_both_aucs_and_pauc_for_every_machine(finished):
+    table = pd.read_csv(results(finished) / "demo" / "metrics.csv", dtype={"section": str})
+    for metric in ("auc_source", "auc_target", "pauc"):
+        rows = table[(table.metric == metric) & table.machine.notna()]
+        assert len(rows) == 6 * len(SYSTEMS) * 2
+        assert rows["value"].between(0, 1).all()
+
+
+def test_agreement_with_hidden_attributes_is_measured_with_and_without_pre_training(finished):
+    table = pd.read_csv(results(finished) / "demo" / "metrics.csv")
+    for metric in ("nmi", "ari", "nmi_unadapted", "ari_unadapted"):
+        assert sorted(table[(table.metric == metric) & (table.system == "attribute_aware")].machine) == ["bearing", "slider"]
+
+
+def test_every_test_clip_has_one_score_and_a_decision(finished):
+    clips = pd.read_parquet(results(finished) / "demo" / "clips.parquet")
+    expected = set(clips.loc[clips.split == "test", "clip_id"])
+    for system in SYSTEMS:
+        scores = pd.read_parquet(results(finished) / "demo" / system / "seed_0" / "scores.parquet")
+        assert set(scores.clip_id) == expected and len(scores) == len(expected)
+        assert np.isfinite(scores.anomaly_score).all()
+        assert set(scores.decision) <= {0, 1}
+
+
+def test_a_second_run_has_nothing_to_do(finished):
+    done = snakemake(finished, overlays=[SMOKE])
+    assert done.returncode == 0
+    assert "Nothing to be done" in done.stdout
+
+
+def test_touching_a_script_reruns_nothing(finished):
+    (REPOSITORY / "workflow_scripts" / "score.py").touch()
+    assert planned(snakemake(finished, "--dry-run", overlays=[SMOKE]).stdout) == {}
+
+
+def test_the_same_seed_gives_the_same_bytes(finished, tmp_path):
+    again = tmp_path / "again"
+    shutil.copytree(finished, again)
+    first = {path: path.read_bytes() for path in sorted(results(again).glob("demo/*/seed_*/scores.parquet"))}
+    assert len(first) == 6
+    done = snakemake(again, "--forcerun", "pretrain", "--until", "score", overlays=[SMOKE])
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert "rule pretrain" in done.stdout
+    assert {path: path.read_bytes() for path in first} == first
+
+
+def folder_overlay(tmp_path, recordings, extra=""):
+    overlay = tmp_path / "own.yaml"
+    overlay.write_text(
+        f"results_dir: results-smoke\nrun: {{datasets: [own], seeds: [0]}}\n"
+        f"datasets: {{own: {{source: folder, path: {recordings}{extra}}}}}\n"
+    )
+    return overlay
+
+
+def recordings_of_one_machine(folder, names=("a", "b")):
+    rng = np.random.default_rng(0)
+    for machine in names:
+        for split, count in (("train", 6), ("test", 4)):
+            (folder / machine / split).mkdir(parents=True)
+            for number in range(count):
+                kind = "normal" if split == "train" or number % 2 else "anomaly"
+                name = f"section_00_source_{split}_{kind}_{number:04d}_spd_{number % 2}.wav"
+                soundfile.write(folder / machine / split / name, 0.1 * rng.standard_normal(32000), 16000)
+    return folder
+
+
+def test_wrong_recordings_are_listed_all_at_once_and_earlier_results_stay(finished, tmp_path):
+    recordings = recordings_of_one_machine(tmp_path / "recordings")
+    (recordings / "a" / "train" / "section_00_source_train_normal_0090_spd_1.wav").write_bytes(b"")
+    (recordings / "a" / "train" / "section_00_source_train_normal_0091_spd_1.wav").write_text("not audio")
+    soundfile.write(recordings / "b" / "train" / "holiday.wav", np.zeros(16000), 16000)
+    broken = np.full(16000, np.nan, dtype=np.float32)
+    soundfile.write(recordings / "b" / "test" / "section_00_source_test_normal_0090_spd_1.wav", broken, 16000, subtype="FLOAT")
+    (recordings / "empty").mkdir()
+    before = (results(finished) / "demo" / "metrics.csv").read_bytes()
+    done = snakemake(finished, overlays=[SMOKE, folder_overlay(tmp_path, recordings)])
+    assert done.returncode != 0
+    for expected in ("0090_spd_1.wav", "0091_spd_1.wav", "holiday.wav", "NaN", "empty", "Remedy:"):
+        assert expected in done.stdout
+    assert "Traceback" not in done.stdout
+    assert "rule pretrain" not in done.stdout
+    assert (results(finished) / "demo" / "metrics.csv").read_bytes() == before
+
+
+def test_a_missing_folder_is_named_before_anything_runs(tmp_path):
+    done = snakemake(tmp_path, "--dry-run", overlays=[folder_overlay(tmp_path, tmp_path / "nowhere")])
+    assert done.returncode != 0
+    assert "nowhere' does not exist" in done.stdout and "Remedy:" in done.stdout
+
+
+def test_an_unknown_key_is_refused_before_anything_runs(tmp_path):
+    overlay = tmp_path / "wrong.yaml"
+    overlay.write_text("run: {seed: [1]}\ntraining_threads: '2'\n")
+    done = snakemake(tmp_path, "--dry-run", overlays=[overlay])
+    assert done.returncode != 0
+    assert "unknown key 'seed'; did you mean 'seeds'?" in done.stdout
+    assert "training_threads: '2' is a string" in done.stdout
+
+
+def test_own_recordings_go_through_the_whole_chain(finished, tmp_path):
+    recordings = recordings_of_one_machine(tmp_path / "recordings")
+    done = snakemake(finished, overlays=[SMOKE, folder_overlay(tmp_path, recordings)])
+    assert done.returncode == 0, done.stdout[-4000:]
+    table = pd.read_csv(results(finished) / "own" / "official_scores.csv")
+    assert sorted(table.system) == SYSTEMS
