@@ -26,6 +26,9 @@ def pick_device(wanted: str = "auto") -> torch.device:
     if device.type == "cuda":
         log.info("Running on the GPU: %s", torch.cuda.get_device_name(device))
     else:
-        log.info("Running on the CPU (%d threads)%s", torch.get_num_threads(),
-                 "" if available else ": PyTorch sees no CUDA device")
+        log.info(
+            "Running on the CPU (%d threads)%s",
+            torch.get_num_threads(),
+            "" if available else ": PyTorch sees no CUDA device",
+        )
     return device
