@@ -33,7 +33,7 @@ from asdflow.errors import InputError
 from asdflow.files import atomic_path
 
 MACHINES: dict[str, Machine] = {m.name: m for m in (Bearing(), Fan(), Gearbox(), Pump(), Slider(), Valve())}
-BACKGROUND_DB = -36.0  # root mean square of the background below full scale: leaves 30 dB for peaks
+BACKGROUND_DB = -42.0  # root mean square of the background below full scale: leaves 36 dB for peaks
 BAND_EDGES = np.geomspace(50, 8_000, 23)  # about a third of an octave each
 
 
@@ -166,7 +166,8 @@ def mix(clip: Clip, settings: Mapping[str, Any], seed: int) -> Mixture:
 
     The healthy machine stands `snr_db` above the background at its nominal operating point, more or less by what the
     attributes do to its loudness (`Machine.level_db`) and by a standard deviation of 0.7 dB from clip to clip; a fault
-    stands a level drawn uniformly from `fault_db` above all the rest, within the fault's own frequency bands.
+    stands a level drawn uniformly from `fault_db` above all the rest, within the fault's own frequency bands. In clips
+    of less than 3 s a fault that acts once a stroke may stay silent.
     """
     options = settings["machines"][clip.machine]
     machine = MACHINES[clip.machine]
@@ -190,7 +191,7 @@ def mix(clip: Clip, settings: Mapping[str, Any], seed: int) -> Mixture:
     if clip.fault is None:
         return Mixture(scale * healthy, silence, background)
     fault = scale * apply_response(sound.fault, response)
-    if clip.fault not in machine.shape_faults:
+    if clip.fault not in machine.shape_faults and fault.any():
         low, high = options["fault_db"]
         wanted = low + grade * (high - low) + machine.reserve_db.get(clip.fault, 0.0)
         fault = fault * gain(wanted - level_in_band(fault, scale * healthy + background))

@@ -82,7 +82,7 @@ class Valve(Machine):
         n_samples = len(air)
         clicks = resonate(impulses(opens, blows[0] * (0.7 + 0.1 * pressure), n_samples), self.opening_body)
         clunks = resonate(impulses(closes, 0.8 * blows[1], n_samples), self.closing_body)
-        return 40 * (clicks + clunks) + gain(pressure - 6) * air * open_fraction(opens, closes, n_samples)
+        return 120 * (clicks + clunks) + gain(pressure - 6) * air * open_fraction(opens, closes, n_samples)
 
     def _fault(
         self, fault: str | None, opens: Signal, closes: Signal, n_samples: int, rng: np.random.Generator
@@ -147,7 +147,7 @@ class Slider(Machine):
         rng: np.random.Generator,
     ) -> Rendering:
         corners, speeds = self.profile(attributes)
-        n_strokes = int(n_samples / SAMPLE_RATE / corners[-1]) + 3
+        n_strokes = int(n_samples / SAMPLE_RATE / corners[-1]) + 8
         durations = corners[-1] * (1 + 0.004 * rng.standard_normal(n_strokes))
         start = -rng.uniform(0, corners[-1]) - corners[-1]
         friction = shaped_noise(n_samples, rng, band(300, 1_200, slope=1.2))
@@ -163,7 +163,7 @@ class Slider(Machine):
             ratio = speed / 0.5
             sliding = ratio * friction + 0.8 * ratio**2 * sheen + 0.6 * np.sqrt(ratio) * glide
             knock = resonate(impulses(turns, knocks, n_samples), self.frame)
-            return sliding + 25 * knock, speed, turns
+            return sliding + 200 * knock, speed, turns
 
         healthy, speed, turns = run(durations)
         if fault == "irregular_motion":  # strokes too short and too long
