@@ -233,7 +233,9 @@ class VectorQuantised(nn.Module):
         flat = unit.flatten(0, 1)
         code = book(flat)
         swapped = code.view(2, -1).flip(0).flatten()
-        return nn.functional.cross_entropy(flat @ book.vectors.T / self.temperature, swapped, reduction="none")
+        return nn.functional.cross_entropy(
+            flat @ book.vectors.T / self.temperature, swapped, reduction="none"
+        )
 
 
 class Objective(nn.Module):
