@@ -61,6 +61,21 @@ def comparisons(year: int, domain: npt.NDArray[np.object_], label: npt.NDArray[n
     return found
 
 
+def computable(
+    year: int, domain: npt.NDArray[np.object_], label: npt.NDArray[np.int64]
+) -> tuple[list[Comparison], list[str]]:
+    """The comparisons of a section that have both classes, and what is missing for the others, in words.
+
+    A section that states no domain at all gets 2020's `auc` and `pauc` over all its clips, which are not the year's.
+    """
+    wanted = comparisons(year, domain, label)
+    missing = [f"{c.metric} has no {' and no '.join(c.missing)} clip" for c in wanted if c.missing]
+    if year > 2020 and not np.isin(domain, DOMAINS).any():
+        missing = ["its clips state no domain: auc and pauc are over all of them", *missing]
+        wanted = comparisons(2020, domain, label)
+    return [c for c in wanted if not c.missing], missing
+
+
 def rank_counts(scores: Floats, weights: Floats) -> Floats:
     """Sum the clips' weights at each distinct score, from the highest score down: [replicates, n] -> [replicates, distinct].
 
@@ -190,11 +205,7 @@ def missing_classes(table: pd.DataFrame, year: int) -> list[str]:
     problems = []
     for machine, section, rows in sections(table):
         domain, label, _ = section_arrays(rows)
-        problems += [
-            f"machine {machine}, section {section}: {comparison.metric} has no {' and no '.join(comparison.missing)} clip"
-            for comparison in comparisons(year, domain, label)
-            if comparison.missing
-        ]
+        problems += [f"machine {machine}, section {section}: {m}" for m in computable(year, domain, label)[1]]
     return problems
 
 
@@ -240,8 +251,17 @@ def official_metrics(table: pd.DataFrame, year: int) -> pd.DataFrame:
 
     Source: the task descriptions and evaluators of DCASE Challenge Task 2 of each year.
     """
-    values = official_values(table, year)
+    return metric_rows(official_values(table, year), year)
+
+
+def metric_rows(
+    values: Mapping[tuple[str, str, str], Floats], year: int, complete: bool = True
+) -> pd.DataFrame:
+    """Long table (machine, section, metric, value) of a year's values and, where they are complete, what is combined from them."""
+    columns = ["machine", "section", "metric", "value"]
     rows = [(*key, float(value[0])) for key, value in values.items()]
+    if not complete:
+        return pd.DataFrame(rows, columns=columns)
     if year == 2020:
         for metric in ("auc", "pauc"):
             rows += [
@@ -250,7 +270,7 @@ def official_metrics(table: pd.DataFrame, year: int) -> pd.DataFrame:
             ]
             rows.append(("", "", f"mean_{metric}", float(mean_2020(values, metric)[0])))
     rows.append(("", "", "official_score", float(combine(year, values)[0])))
-    return pd.DataFrame(rows, columns=["machine", "section", "metric", "value"])
+    return pd.DataFrame(rows, columns=columns)
 
 
 def official_score(table: pd.DataFrame, year: int) -> float:
@@ -264,7 +284,7 @@ def official_score(table: pd.DataFrame, year: int) -> float:
 
 
 def decision_metrics(rows: pd.DataFrame, year: int) -> dict[str, float]:
-    """Precision, recall and F1 of a section's decisions (column decision, 0 or 1).
+    """Precision, recall, F1 and observed false-alarm rate of a section's decisions (column decision, 0 or 1).
 
     From 2021 on for each domain over the domain's **own** clips, 2020 over the section; a denominator of zero gives 0, as in
     the challenge's evaluators. A domain without clips has no entry.
@@ -272,13 +292,15 @@ def decision_metrics(rows: pd.DataFrame, year: int) -> dict[str, float]:
     domain, label, _ = section_arrays(rows)
     decision = rows["decision"].to_numpy(np.int64)
     parts = {"": np.ones(len(rows), dtype=bool)} if year == 2020 else {f"_{d}": domain == d for d in DOMAINS}
-    found = {}
+    found: dict[str, float] = {}
     for suffix, here in parts.items():
         if not here.any():
             continue
         hits = int(np.sum(here & (label == 1) & (decision == 1)))
         raised, anomalies = int(np.sum(here & (decision == 1))), int(np.sum(here & (label == 1)))
         precision, recall = hits / max(raised, 1), hits / max(anomalies, 1)
+        normals, false_alarms = int(np.sum(here & (label == 0))), raised - hits
+        found |= {f"false_alarm_rate{suffix}": false_alarms / normals} if normals else {}
         found[f"precision{suffix}"] = precision
         found[f"recall{suffix}"] = recall
         found[f"f1{suffix}"] = 2 * precision * recall / max(precision + recall, sys.float_info.epsilon)
