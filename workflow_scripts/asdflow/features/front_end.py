@@ -1,4 +1,4 @@
-"""Front ends: waveforms to normalised log-mel (Kaldi's, as EAT and BEATs use it) or to a plain log spectrogram, whole batches at once."""
+"""Front ends: waveforms to normalised log-mel (Kaldi's, for EAT and BEATs) or a plain log spectrogram."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from asdflow.errors import InputError
 SAMPLE_RATE = 16_000
 KALDI_FLOOR = float(torch.finfo(torch.float32).eps)
 """Kaldi's floor on mel energies before the logarithm: the machine epsilon of float32."""
+MEL_GROUPS = 8
+"""Groups of neighbouring mel filters per matrix product: fewer multiply more zeros, more start more products."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +76,24 @@ FRONT_ENDS: dict[str, FrontEndConfig] = {
     "eat_logmel": _kaldi("eat_logmel", "hann", True, 1.0, -4.268, 4.569),
     "beats_logmel": _kaldi("beats_logmel", "povey", False, 32768.0, 15.41663, 6.55582),
     "stft": FrontEndConfig(
-        name="stft", window="hann", window_length=1024, hop=512, n_fft=1024, mel_bins=None, low_frequency=0.0,
-        high_frequency=SAMPLE_RATE / 2, preemphasis=0.0, remove_dc=False, subtract_clip_mean=False, scale=1.0,
-        floor=1e-8, mean=-8.0, std=4.0, raw_pad_value=math.log(1e-8),
-    ),  # fmt: skip
-}  # fmt: skip
+        name="stft",
+        window="hann",
+        window_length=1024,
+        hop=512,
+        n_fft=1024,
+        mel_bins=None,
+        low_frequency=0.0,
+        high_frequency=SAMPLE_RATE / 2,
+        preemphasis=0.0,
+        remove_dc=False,
+        subtract_clip_mean=False,
+        scale=1.0,
+        floor=1e-8,
+        mean=-8.0,
+        std=4.0,
+        raw_pad_value=math.log(1e-8),
+    ),
+}
 """The front ends by name: EAT's and BEATs's log-mel (their published parameters) and a plain log-power STFT (ours)."""
 
 
@@ -90,30 +105,60 @@ def mel_matrix(config: FrontEndConfig) -> torch.Tensor:
     """
     if config.mel_bins is None:
         raise ValueError(f"front end {config.name} has no mel filters")
-    corners = [1127.0 * math.log1p(f / 700.0) for f in (config.low_frequency, config.high_frequency)]
-    spacing = (corners[1] - corners[0]) / (config.mel_bins + 1)
-    frequency = torch.arange(config.n_fft // 2, dtype=torch.float64) * (SAMPLE_RATE / config.n_fft)
-    mel = (1127.0 * torch.log1p(frequency / 700.0))[:, None]
-    left = corners[0] + spacing * torch.arange(config.mel_bins, dtype=torch.float64)
-    weights = torch.minimum((mel - left) / spacing, (left + 2 * spacing - mel) / spacing).clamp_(min=0.0)
-    return nn.functional.pad(weights, (0, 0, 0, 1)).float()
+    low, high = (1127.0 * math.log(1.0 + f / 700.0) for f in (config.low_frequency, config.high_frequency))
+    spacing = (high - low) / (config.mel_bins + 1)
+    # float32 throughout, as Kaldi and torchaudio: rounding of the narrow filters' weights is then the same
+    number = torch.arange(config.mel_bins, dtype=torch.float32)
+    left, centre, right = (low + (number + edge) * spacing for edge in (0.0, 1.0, 2.0))
+    frequency = (SAMPLE_RATE / config.n_fft) * torch.arange(config.n_fft // 2, dtype=torch.float32)
+    mel = (1127.0 * (1.0 + frequency / 700.0).log())[:, None]
+    weights = torch.minimum((mel - left) / (centre - left), (right - mel) / (right - centre)).clamp_(min=0.0)
+    return nn.functional.pad(weights, (0, 0, 0, 1))
 
 
 def window_values(config: FrontEndConfig) -> torch.Tensor:
     """The analysis window [window_length]: symmetric Hann, or Povey's (Hann to the power 0.85)."""
-    hann = torch.hann_window(config.window_length, periodic=False, dtype=torch.float64)
+    hann = torch.hann_window(config.window_length, periodic=False)
     if config.window == "povey":
-        return hann.pow(0.85).float()
+        return hann.pow(0.85)
     if config.window == "hann":
-        return hann.float()
+        return hann
     raise ValueError(f"front end {config.name}: window {config.window!r} is neither hann nor povey")
+
+
+class _MelFilters(nn.Module):
+    """The mel product without its zeros: each group of neighbouring filters meets only the bins it covers.
+
+    Works on squared real and imaginary parts side by side, [rows, 2 (n_fft // 2 + 1)], so that their sum costs nothing.
+    """
+
+    def __init__(self, matrix: torch.Tensor) -> None:
+        super().__init__()
+        doubled = matrix.repeat_interleave(2, dim=0)
+        self.n_filters = matrix.shape[1]
+        self.ranges: list[tuple[int, int]] = []
+        for group, weights in enumerate(doubled.split(-(-self.n_filters // MEL_GROUPS), dim=1)):
+            covered = weights.any(dim=1).nonzero()
+            first, last = int(covered[0]), int(covered[-1]) + 1
+            self.ranges.append((first, last))
+            self.register_buffer(f"weights_{group}", weights[first:last].contiguous(), persistent=False)
+
+    def forward(self, squares: torch.Tensor) -> torch.Tensor:
+        """squares [rows, 2 (n_fft // 2 + 1)] -> mel energies [rows, filters]."""
+        energies = squares.new_empty(len(squares), self.n_filters)
+        start = 0
+        for (first, last), weights in zip(self.ranges, self.buffers(), strict=True):
+            end = start + weights.shape[1]
+            torch.mm(squares[:, first:last], weights, out=energies[:, start:end])
+            start = end
+        return energies
 
 
 class FrontEnd(nn.Module):
     """Waveform float32 [batch, samples] in [-1, 1] at 16 kHz -> normalised log energies [batch, frames, bins], unpadded.
 
     Equals `torchaudio.compliance.kaldi.fbank` (htk_compat, no dither, no energy) up to rounding for the log-mel
-    front ends. All clips of a call have the same length; group clips by length.
+    front ends. All clips of a call have the same length. Not differentiable: a fixed transform of recordings.
     """
 
     window: torch.Tensor
@@ -121,33 +166,62 @@ class FrontEnd(nn.Module):
     def __init__(self, config: FrontEndConfig) -> None:
         super().__init__()
         self.config = config
-        self.name = config.name
-        self.bins = config.bins
-        self.pad_value = config.pad_value
+        self.name, self.bins, self.pad_value = config.name, config.bins, config.pad_value
+        self.mel = None if config.mel_bins is None else _MelFilters(mel_matrix(config))
         self.register_buffer("window", window_values(config), persistent=False)
-        mel = None if config.mel_bins is None else mel_matrix(config)
-        self.register_buffer("mel", mel, persistent=False)
 
+    @torch.no_grad()
     def forward(self, waveform: torch.Tensor) -> torch.Tensor:
-        """waveform [batch, samples] -> [batch, frames, bins] float32. Raises InputError for clips shorter than a window."""
-        config = self.config
-        if waveform.shape[-1] < config.window_length:
+        """waveform [batch, samples] -> [batch, frames, bins] float32.
+
+        Raises InputError for clips shorter than one window.
+        """
+        if waveform.shape[-1] < self.config.window_length:
             raise InputError(
                 f"front end {self.name}: a clip of {waveform.shape[-1]} samples is shorter than one window",
-                remedy=f"give clips of at least {config.window_length} samples at 16 kHz",
+                remedy=f"give clips of at least {self.config.window_length} samples at 16 kHz",
             )
-        waveform = waveform.float()
+        # one clip's frames stay in a CPU's cache, a whole batch's do not
+        block = 1 if waveform.device.type == "cpu" else len(waveform)
+        return torch.cat([self._log_energies(clips) for clips in waveform.float().split(block)])
+
+    def _log_energies(self, waveform: torch.Tensor) -> torch.Tensor:
+        """waveform [batch, samples] -> [batch, frames, bins]."""
+        config = self.config
+        frames = self._windowed(waveform)
+        squares = torch.view_as_real(torch.fft.rfft(frames)).flatten(2)
+        squares.mul_(squares)
+        batch, n_frames = squares.shape[:2]
+        if self.mel is None:
+            energies = squares.unflatten(2, (-1, 2)).sum(-1)
+        else:
+            energies = self.mel(squares.flatten(0, 1)).view(batch, n_frames, self.bins)
+        return energies.clamp_(min=config.floor).log_().sub_(config.mean).div_(2 * config.std)
+
+    def _windowed(self, waveform: torch.Tensor) -> torch.Tensor:
+        """Cut into frames and window them: [batch, samples] -> [batch, frames, n_fft], zeros after each window.
+
+        Each rounding happens where Kaldi's does (mean off the frame, then the filter, then the window): in bins far
+        below a frame's peak the rounding of float32 alone moves the logarithm by more than 1e-3.
+        """
+        config = self.config
+        clip = waveform * config.scale
         if config.subtract_clip_mean:
-            waveform = waveform - waveform.mean(dim=-1, keepdim=True)
-        frames = (waveform * config.scale).unfold(-1, config.window_length, config.hop)
+            clip = clip - clip.mean(dim=-1, keepdim=True)
+        cut = clip.unfold(-1, config.window_length, config.hop)
+        padded = clip.new_empty(*cut.shape[:2], config.n_fft)
+        padded[..., config.window_length :] = 0.0
+        frames = padded[..., : config.window_length]
         if config.remove_dc:
-            frames = frames - frames.mean(dim=-1, keepdim=True)
+            torch.sub(cut, cut.mean(dim=-1, keepdim=True), out=frames)
+        else:
+            frames.copy_(cut)
         if config.preemphasis:
-            before = torch.cat([frames[..., :1], frames[..., :-1]], dim=-1)
-            frames = frames - config.preemphasis * before
-        power = torch.fft.rfft(frames * self.window, n=config.n_fft).abs().square()
-        energy = power if self.mel is None else power @ self.mel
-        return (energy.clamp(min=config.floor).log() - config.mean) / (2 * config.std)
+            before = config.preemphasis * frames[..., :-1]
+            frames[..., 1:] -= before
+            frames[..., 0] -= before[..., 0]
+        frames.mul_(self.window)
+        return padded
 
 
 def front_end_config(name: str) -> FrontEndConfig:

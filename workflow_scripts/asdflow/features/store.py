@@ -70,6 +70,7 @@ class FeatureWriter:
             file.attrs["index_digest"] = "0" * 64
             properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
             properties.set_layout(h5py.h5d.CONTIGUOUS)
+            properties.set_obj_track_times(False)
             properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
             properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
             space = h5py.h5s.create_simple((int(self.n_frames.sum()), self.bins))
@@ -82,12 +83,12 @@ class FeatureWriter:
             raise ValueError(
                 f"row {row} takes float16 {(self.n_frames[row], self.bins)}, not {frames.dtype} {frames.shape}"
             )
-        data = memoryview(np.ascontiguousarray(frames)).cast("B")
+        data = np.ascontiguousarray(frames).data.cast("B")
         with self.path.open("r+b", buffering=0) as handle:
             handle.seek(self.first_byte + int(self.offset[row]) * self.bins * 2)
             while data:
                 data = data[handle.write(data) :]
-        self.crc32[row] = zlib.crc32(np.ascontiguousarray(frames))
+        self.crc32[row] = zlib.crc32(np.ascontiguousarray(frames).data)
         self.content_hash[row] = content_hash.encode()
 
     def finish(self) -> None:
@@ -247,7 +248,7 @@ class FeatureStore:
         return frames
 
     def _check(self, item: int, frames: Frames) -> None:
-        if zlib.crc32(frames) != self._crc32[item]:
+        if zlib.crc32(frames.data) != self._crc32[item]:
             raise InputError(
                 f"{self.files[self._file[item]][1]} is damaged",
                 [f"the frames of clip {self.index['clip_id'].iloc[item]} do not fit their checksum"],
@@ -263,7 +264,7 @@ class FeatureStore:
             mapped = self._maps[number]
             if mapped is None:
                 mapped = self._open(number)
-            if zlib.crc32(mapped[first : first + self._n_frames[item]]) != self._crc32[item]:
+            if zlib.crc32(mapped[first : first + self._n_frames[item]].data) != self._crc32[item]:
                 problems.append(f"{self.files[number][1]}: clip {self.index['clip_id'].iloc[item]}")
         if problems:
             raise InputError("feature files are damaged: frames do not fit their checksums", problems, REMEDY)

@@ -15,7 +15,7 @@ from torch import nn
 
 from asdflow.errors import InputError
 from asdflow.features.front_end import PaddedFrontEnd, front_end_config
-from asdflow.files import atomic_path, write_text
+from asdflow.files import atomic_path, file_digest, write_text
 
 ARCHITECTURES: dict[str, str] = {
     "eat": "asdflow.models.eat:EAT",
@@ -120,10 +120,15 @@ def build_encoder(config: Mapping[str, Any], seed: int) -> Encoder:
         return architecture_class(config["architecture"]["name"]).from_config(config)
 
 
-def save_encoder(encoder: Encoder, directory: str | Path) -> None:
-    """Write encoder.safetensors and config.json into `directory`, each atomically."""
+def save_encoder(encoder: Encoder, directory: str | Path, **notes: str) -> None:
+    """Write encoder.safetensors and config.json into `directory`, each atomically.
+
+    `notes` (such as weights="random") stand in config.json beside the encoder's configuration and the SHA-256 of the
+    weights, by which `load_encoder` finds damage.
+    """
     directory = Path(directory)
     weights = {key: value.detach().cpu().contiguous() for key, value in encoder.state_dict().items()}
-    write_text(directory / CONFIG, json.dumps(encoder.config(), indent=1, sort_keys=True) + "\n")
     with atomic_path(directory / WEIGHTS) as temporary:
         save_file(weights, temporary, {"architecture": encoder.architecture})
+    config = {**encoder.config(), **notes, "sha256": file_digest(directory / WEIGHTS)}
+    write_text(directory / CONFIG, json.dumps(config, indent=1, sort_keys=True) + "\n")

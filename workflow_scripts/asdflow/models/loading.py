@@ -1,0 +1,253 @@
+"""Encoders from files: published checkpoints of EAT and BEATs, and our own; nothing is unpickled."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from asdflow.data.transfer import DownloadSettings, Progress, ask, blocks, open_session, with_retries
+from asdflow.errors import InputError
+from asdflow.files import file_digest
+from asdflow.models.encoder import CONFIG, WEIGHTS, Encoder, architecture_class, build_encoder, save_encoder
+
+log = logging.getLogger(__name__)
+PUBLISHED_EAT = "model.safetensors"
+TORCH_SUFFIXES = (".pt", ".pth")
+LAYOUTS = (
+    f"give a folder with {WEIGHTS} and {CONFIG} (ours) or {PUBLISHED_EAT} and {CONFIG} (EAT), "
+    "or a BEATs checkpoint file (.pt)"
+)
+EAT_HEADS = {768: 12, 1024: 16}
+"""Attention heads of the published EATs by width, for checkpoints without their config.json."""
+
+
+def load_encoder(path: str | Path) -> Encoder:
+    """Load an encoder in evaluation mode, on the CPU.
+
+    `path` is a folder or the file inside it: one of ours (encoder.safetensors + config.json), EAT as published
+    (model.safetensors, config.json beside it or not) or BEATs as published (.pt with `cfg` and `model`). Raises InputError
+    saying what is missing, damaged, of another kind, or which key or shape is wrong.
+    """
+    weights = _weights_file(Path(path))
+    if weights.suffix in TORCH_SUFFIXES:
+        return _load_beats(weights).eval()
+    tensors = _read_safetensors(weights)
+    config = _read_json(weights.with_name(CONFIG))
+    if config is not None and isinstance(config.get("architecture"), dict):
+        return _load_own(weights, config, tensors).eval()
+    eat: Any = architecture_class("eat")
+    try:
+        encoder: Encoder = eat.from_published(
+            _published_eat_config(tensors) if config is None else config, tensors
+        )
+    except InputError as error:
+        raise _about(weights, error) from error
+    return encoder.eval()
+
+
+def _weights_file(path: Path) -> Path:
+    """The file with the weights for a file or folder."""
+    if path.is_dir():
+        found = [path / name for name in (WEIGHTS, PUBLISHED_EAT) if (path / name).is_file()]
+        found = found or sorted(file for file in path.iterdir() if file.suffix in TORCH_SUFFIXES)
+        if len(found) != 1:
+            contents = sorted(file.name for file in path.iterdir())[:10]
+            raise InputError(f"{path} is not the folder of one encoder", [f"it holds {contents}"], LAYOUTS)
+        return found[0]
+    if not path.is_file():
+        raise InputError(f"{path} does not exist", remedy=LAYOUTS)
+    if path.suffix not in (".safetensors", *TORCH_SUFFIXES):
+        raise InputError(
+            f"{path} is not a checkpoint that asdflow knows", [f"its suffix is {path.suffix!r}"], LAYOUTS
+        )
+    return path
+
+
+def _about(path: Path, error: InputError) -> InputError:
+    """The same error with the file's name in front."""
+    return InputError(f"{path}: {error.summary}", error.problems, error.remedy)
+
+
+def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        tensors: dict[str, torch.Tensor] = load_file(path)
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"{path} is damaged or no safetensors file", [str(error)], "fetch or make the file again"
+        ) from error
+    return tensors
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """The mapping in a JSON file, None where there is no file."""
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path} is damaged", [str(error)], "fetch or make the file again") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} does not hold a mapping", remedy="fetch or make the file again")
+    return content
+
+
+def _load_own(weights: Path, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Encoder:
+    """One of ours; compares the checksum, then every key and shape."""
+    remedy = "run the step that makes this encoder again"
+    missing = [f"{CONFIG} lacks {key}" for key in ("front_end",) if key not in config]
+    missing += [f"{CONFIG} lacks architecture.name"] * ("name" not in config["architecture"])
+    if missing:
+        raise InputError(f"{weights.parent} is not a whole encoder", missing, remedy)
+    encoder = build_encoder(config, seed=0)
+    own = encoder.state_dict()
+    problems = [f"missing key: {key}" for key in own if key not in tensors]
+    problems += [f"unknown key: {key}" for key in tensors if key not in own]
+    problems += [
+        f"{key} has shape {list(tensors[key].shape)}, {list(own[key].shape)} is wanted"
+        for key in own
+        if key in tensors and tensors[key].shape != own[key].shape
+    ]
+    if not problems and config.get("sha256", file_digest(weights)) != file_digest(weights):
+        problems.append(f"its SHA-256 is not the one in {CONFIG}")
+    if problems:
+        raise InputError(f"{weights} does not fit its {CONFIG} or is damaged", problems, remedy)
+    encoder.load_state_dict(dict(tensors))
+    return encoder
+
+
+def _published_eat_config(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """What a missing config.json of a published EAT would say, told from the shapes of its weights."""
+    projection, positions = (
+        tensors.get("model.local_encoder.proj.weight"),
+        tensors.get("model.fixed_positional_encoder.positions"),
+    )
+    if projection is None or positions is None or projection.ndim != 4 or positions.ndim != 3:
+        keys = list(tensors)[:5]
+        raise InputError(
+            "this is neither one of asdflow's encoders nor a published EAT",
+            [f"no {CONFIG} beside it, and its keys begin with {keys}"],
+            LAYOUTS,
+        )
+    width, _, patch, _ = projection.shape
+    if width not in EAT_HEADS:
+        raise InputError(
+            f"an EAT of width {width} needs its {CONFIG}", remedy=f"put {CONFIG} beside the weights"
+        )
+    first = tensors.get("model.blocks.0.mlp.fc1.bias", projection.new_zeros(4 * width))
+    return {
+        "embed_dim": width,
+        "depth": len({key.split(".")[2] for key in tensors if key.startswith("model.blocks.")}),
+        "num_heads": EAT_HEADS[width],
+        "mlp_ratio": len(first) / width,
+        "patch_size": patch,
+        "mel_bins": 128,
+        "max_length": positions.shape[1] // (128 // patch),
+    }
+
+
+def _load_beats(path: Path) -> Encoder:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # what torch raises for a damaged or unsafe file has no common class
+        raise InputError(
+            f"{path} is damaged, or holds more than weights",
+            [f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"],
+            "fetch the published file again",
+        ) from error
+    if not isinstance(content, dict) or not {"cfg", "model"} <= content.keys():
+        keys = sorted(map(str, content))[:5] if isinstance(content, dict) else type(content).__name__
+        raise InputError(
+            f"{path} is not a BEATs checkpoint", [f"cfg and model are wanted, it holds {keys}"], LAYOUTS
+        )
+    beats: Any = architecture_class("beats")
+    try:
+        encoder: Encoder = beats.from_published(content["cfg"], content["model"])
+    except InputError as error:
+        raise _about(path, error) from error
+    return encoder
+
+
+def fetch_encoder(settings: Mapping[str, Any], output: str | Path) -> None:
+    """Put the encoder of a configuration entry into the folder `output`, in our layout.
+
+    `settings` has `architecture`, `front_end`, `seed` and `init`: `none` for random weights by seed (config.json then says
+    weights: random), or {path or url, sha256} for a published checkpoint, which is verified, loaded, compared with
+    `architecture` and `front_end`, and converted. Raises InputError for what does not fit.
+    """
+    init = settings["init"]
+    if init == "none":
+        save_encoder(build_encoder(settings, int(settings["seed"])), output, weights="random")
+        return
+    Path(output).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=output) as folder:
+        source = _checkpoint_file(init, Path(folder))
+        encoder = load_encoder(source)
+    _compare(settings, encoder, str(init.get("path") or init.get("url")))
+    save_encoder(encoder, output, weights="published")
+
+
+def _checkpoint_file(init: Mapping[str, Any], folder: Path) -> Path:
+    """The verified checkpoint: the local file or folder itself, or a download in `folder`."""
+    path, url, wanted = init.get("path"), init.get("url"), init.get("sha256")
+    if bool(path) == bool(url):
+        raise InputError(
+            "init of an encoder needs either `path` or `url`", [f"init: {dict(init)}"], "give one of them"
+        )
+    source = Path(path) if path else folder / str(url).split("?")[0].rsplit("/", 1)[-1]
+    if url:
+        _download(str(url), source)
+    weights = _weights_file(source)
+    found = file_digest(weights)
+    if wanted is None:
+        log.warning("%s: no sha256 is configured; the file has %s", path or url, found)
+    elif found != wanted:
+        raise InputError(
+            f"{path or url} is not the file that was wanted",
+            [f"SHA-256 of {weights.name}: {found}", f"configured: {wanted}"],
+            "fetch it again, or correct sha256 if the file was replaced on purpose",
+        )
+    return source
+
+
+def _download(url: str, path: Path) -> None:
+    """Fetch `url` into `path`; local addresses (file://) are copied."""
+    if url.startswith("file://"):
+        shutil.copyfile(url.removeprefix("file://"), path)
+        return
+    settings = DownloadSettings()
+
+    def attempt() -> None:
+        with open_session() as session, ask(session, url, settings) as response, path.open("wb") as handle:
+            progress = Progress(path.name, int(response.headers.get("Content-Length", 0)))
+            for block in blocks(response, url, 1 << 20):
+                handle.write(block)
+                progress.add(len(block))
+
+    with_retries(attempt, settings, url, "check the connection, or fetch the file by hand and set init.path")
+
+
+def _compare(settings: Mapping[str, Any], encoder: Encoder, source: str) -> None:
+    """Raise InputError where the configuration says something else than the checkpoint."""
+    built = encoder.config()
+    problems = [
+        f"architecture.{key}: {value} is configured, the checkpoint has {built['architecture'].get(key)}"
+        for key, value in settings["architecture"].items()
+        if built["architecture"].get(key) != value
+    ]
+    if settings["front_end"] != built["front_end"]:
+        problems.append(
+            f"front_end: {settings['front_end']} is configured, the checkpoint wants {built['front_end']}"
+        )
+    if problems:
+        raise InputError(
+            f"{source} does not fit the encoder's entry", problems, "correct the entry in configs/encoders/"
+        )
