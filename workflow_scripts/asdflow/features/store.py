@@ -7,7 +7,7 @@ import json
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import h5py
 import numpy as np
@@ -191,6 +191,7 @@ class FeatureStore:
         self._n_frames = table["n_frames"].to_numpy(np.int64)
         self._crc32 = table["crc32"].to_numpy(np.uint32)
         self.front_end: str = self.facts[0]["front_end"]
+        self.front_end_digest: str = self.facts[0]["digest"]
         self.bins: int = self.facts[0]["bins"]
         self._forget()
 
@@ -270,8 +271,11 @@ class FeatureStore:
             raise InputError("feature files are damaged: frames do not fit their checksums", problems, REMEDY)
 
 
-def padded_length(n_frames: int, pad_multiple: int) -> int:
-    """The next multiple of `pad_multiple` that holds `n_frames`."""
+Length = TypeVar("Length", int, npt.NDArray[np.int64])
+
+
+def padded_length(n_frames: Length, pad_multiple: int) -> Length:
+    """The next multiple of `pad_multiple` that holds `n_frames` (a number, or an array of them)."""
     return -(-n_frames // pad_multiple) * pad_multiple
 
 
