@@ -17,7 +17,10 @@ from torch import Tensor, nn
 from asdflow.device import pick_device
 from asdflow.features.embeddings import embeddings_writer
 from asdflow.features.store import FeatureStore, padded_length
+from asdflow.files import file_digest
+from asdflow.models.encoder import WEIGHTS
 from asdflow.models.loading import load_encoder
+from asdflow.provenance import code_digest
 from asdflow.training.augmentation import Augmentation
 from asdflow.training.checkpoint import Checkpoints
 from asdflow.training.material import Batch, TrainingMaterial
@@ -63,7 +66,8 @@ def finetune(
     model = EmbeddingModel(settings, load_encoder(encoder_dir), material.machines, seed, chosen)
     progress = Progress(tuning["steps"], tuning["log_every"], chosen, tuning["batch_size"])
     if model.tuned is not None:
-        progress = _Training(settings, material, model, seed, checkpoint_dir).run()
+        digest = file_digest(encoder_dir / WEIGHTS)
+        progress = _Training(settings, material, model, seed, checkpoint_dir).run({"encoder": digest})
     _fit_frozen(model, material)
     model.save(output, encoder_dir, material.classes)
     progress.write(output / "history.parquet")
@@ -94,10 +98,9 @@ class _Training:
         self.optimiser = _optimiser(self.network, self.objective, self.tuning)
         self.average = _MovingAverage(self.network, self.tuning["weight_average"])
 
-    def run(self) -> Progress:
-        """Train (or go on from a checkpoint); leaves the averaged weights in the network."""
-        identity = {"settings": dict(self.settings), "seed": self.seed, "classes": self.material.classes}
-        tuning = self.tuning
+    def run(self, start: Mapping[str, Any]) -> Progress:
+        """Train (or go on from a checkpoint of the same `start`); leaves the averaged weights in the network."""
+        tuning, identity = self.tuning, {**start, **self._identity()}
         with Checkpoints(self.checkpoint_dir, identity, tuning["checkpoint_minutes"]) as checkpoints:
             state = checkpoints.load()
             first = self._restore(state) if state else 0
@@ -111,6 +114,14 @@ class _Training:
                 checkpoints.after_step(step + 1, functools.partial(self._state, step + 1, progress))
         self.average.apply(self.network)
         return progress
+
+    def _identity(self) -> dict[str, Any]:
+        """What makes this run this run: a checkpoint with another identity is not continued."""
+        tuning = {k: v for k, v in self.tuning.items() if k not in ("log_every", "checkpoint_minutes")}
+        return {
+            "settings": {**self.settings, "tuning": tuning}, "seed": self.seed, "code": code_digest(Path(__file__)),
+            "data": self.material.digest,
+        }  # fmt: skip
 
     def _batches(self, first: int) -> Iterator[tuple[int, Batch]]:
         """Batches from step `first` on; the next one is read while the device works on the last."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -93,6 +94,11 @@ class TrainingMaterial:
         hidden = scored & (self.table["origin"] != "attributes")
         return sorted(set(self.table.loc[hidden, "machine_number"]))
 
+    @property
+    def digest(self) -> str:
+        """Hexadecimal SHA-256 of what is learnt from: every clip's content and its class."""
+        return hashlib.sha256(self.table[["content_hash", "label_name"]].to_csv().encode()).hexdigest()
+
     def batch(self, step: int, size: int, frames: int, views: int, noise: bool) -> Batch:
         """The batch of a step: it depends on the seed and the step alone, so training resumes anywhere.
 
@@ -108,9 +114,9 @@ class TrainingMaterial:
             sounds = np.stack([np.stack([self._crop(item, frames, rng) for item in row]) for row in items])
         return Batch(
             np.stack([np.stack(view) for view in crops]),
-            chosen["target"].to_numpy(np.int64),
-            chosen["machine_number"].to_numpy(np.int64),
-            (chosen["origin"] == "attributes").to_numpy(),
+            chosen["target"].to_numpy(np.int64, copy=True),
+            chosen["machine_number"].to_numpy(np.int64, copy=True),
+            (chosen["origin"] == "attributes").to_numpy(bool, copy=True),
             sounds,
         )
 

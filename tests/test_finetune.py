@@ -1,0 +1,319 @@
+"""Fine-tuning: what is learnt, what is stored, that it resumes, and that a stored model embeds as the run did."""
+
+import copy
+import json
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from asdflow.errors import InputError
+from asdflow.features.embeddings import read_embeddings
+from asdflow.features.front_end import FRONT_ENDS
+from asdflow.features.store import FeatureStore, write_features
+from asdflow.models.encoder import build_encoder, save_encoder
+from asdflow.training import finetune as stage
+from asdflow.training.finetune import finetune
+from asdflow.training.material import TrainingMaterial, crop
+from asdflow.training.network import load_model
+from safetensors.torch import load_file
+
+FRONT_END = FRONT_ENDS["eat_logmel"]
+EAT = {
+    "front_end": "eat_logmel",
+    "architecture": {"name": "eat", "width": 32, "depth": 2, "heads": 2, "pad_multiple": 16},
+}
+OFF = {"probability": 0.0}
+SETTINGS: dict[str, Any] = {
+    "tuning": {
+        "method": "full", "steps": 12, "batch_size": 8, "learning_rate": 1e-3, "head_learning_rate": 1e-2,
+        "weight_decay": 0.01, "warmup": 0.1, "clip_norm": 4.0, "crop_frames": 32, "balance": "label",
+        "weight_average": 0.5, "frozen_share": 0.0, "frozen_pooling": "mean_deviation", "checkpoint_minutes": 10,
+        "log_every": 4, "lora": {"rank": 2, "alpha": 4, "branches": 2, "targets": ["qkv", "fc1"]},
+        "adapter": {"groups": 0, "bottleneck": 4, "unseen": "error"},
+    },
+    "objective": {"arcface": {"weight": 1.0, "scale": 16, "margin": 0.2}},
+    "augmentation": {
+        "mixup": {**OFF, "alpha": 0.2}, "log_mixup_exp": {**OFF, "strength": 0.3, "memory": 16},
+        "random_resize_crop": {**OFF, "frequency_scale": [0.6, 1.5], "time_scale": [0.6, 1.5]}, "segments": {"count": 1},
+        "specaugment": {**OFF, "time_masks": 1, "time_width": 4, "frequency_masks": 1, "frequency_width": 4},
+        "noise": {**OFF, "snr": [0, 20]}, "high_frequency": {**OFF, "cutoff": [0.25, 1.0], "kind": "any", "gain": 12},
+    },
+    "pooling": {
+        "kind": "mean", "power": 3.0, "hidden": 8, "layers": None, "projection": None, "crops": 2, "standardise": "none",
+    },
+}  # fmt: skip
+EVERY_AUGMENTATION = {name: {"probability": 1.0} for name in SETTINGS["augmentation"] if name != "segments"}
+
+
+def changed(tree=SETTINGS, **changes):
+    """The settings with dotted keys replaced: changed(tuning__steps=3)."""
+    settings = copy.deepcopy(tree)
+    for path, value in changes.items():
+        place = settings
+        *parents, last = path.split("__")
+        for key in parents:
+            place = place[key]
+        place[last] = {**place[last], **value} if isinstance(place.get(last), dict) else value
+    return settings
+
+
+class World:
+    """Two machines, two classes each, tones in class-dependent bands; a further data set with a copy of a test clip."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        rng = np.random.default_rng(0)
+        rows, labels = [], []
+        self.sources = {}
+        for dataset, machines in (("demo", ("fan", "valve")), ("more", ("pump",))):
+            for machine in machines:
+                frames, ids, hashes = [], [], []
+                for number in range(10):
+                    split = "train" if number < 8 else "test"
+                    clip_id = f"{machine}/{split}/{number}"
+                    clip = 0.3 * rng.normal(size=(40 + 4 * (number % 3), 128))
+                    band = 20 + 40 * (number % 2) + 10 * (machine == "valve")
+                    clip[:, band : band + 20] += 1.5
+                    frames.append(clip.astype(np.float16))
+                    ids.append(clip_id)
+                    hashes.append(
+                        "copied" if clip_id in ("fan/test/9", "pump/train/3") else f"{dataset}{clip_id}"
+                    )
+                    rows.append((clip_id, machine, split, None))
+                    if split == "train":
+                        label = f"{dataset}:{machine}|{number % 2}"
+                        domain = "target" if number > 5 else "source"
+                        labels.append((dataset, clip_id, label, "attributes", machine, "00", domain))
+                path = folder / dataset / f"{machine}.h5"
+                path.parent.mkdir(exist_ok=True)
+                write_features(path, ids, frames, hashes, FRONT_END)
+                self.sources.setdefault(dataset, []).append(path)
+        clips = pd.DataFrame(rows, columns=["clip_id", "machine", "split", "supplement"])
+        clips.loc[clips["clip_id"] == "valve/test/9", "supplement"] = "noise"
+        clips[clips["machine"] != "pump"].to_parquet(folder / "clips.parquet")
+        columns = ["dataset", "clip_id", "label_name", "origin", "machine", "section", "domain"]
+        self.labels = pd.DataFrame(labels, columns=columns)
+        self.labels.assign(label=0).to_parquet(folder / "labels.parquet")
+        self.encoder = folder / "encoder"
+        save_encoder(build_encoder(EAT, seed=0), self.encoder)
+
+    def run(self, name, settings=SETTINGS, seed=0, sources=None):
+        output = self.folder / name
+        finetune(
+            settings, sources or self.sources, self.folder / "labels.parquet", self.folder / "clips.parquet",
+            self.encoder, seed, output, self.folder / "checkpoints" / name, "cpu",
+        )  # fmt: skip
+        return output
+
+    def material(self, balance="label", **others):
+        return TrainingMaterial(
+            self.sources, self.folder / "labels.parquet", self.folder / "clips.parquet", balance, 0, **others
+        )
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return World(tmp_path_factory.mktemp("world"))
+
+
+def test_a_copy_of_a_scored_clip_in_a_further_data_set_is_not_learnt_from(world):
+    table = world.material().table
+    assert "pump/train/3" not in set(table["clip_id"])
+    assert len(table) == 3 * 8 - 1
+
+
+@pytest.mark.parametrize("balance", ["machine", "machine_domain", "label"])
+def test_batches_hold_equal_shares_of_the_key(world, balance):
+    material = world.material(balance)
+    table = material.table
+    drawn = np.zeros(len(material.classes))
+    for step in range(60):
+        drawn += np.bincount(material.batch(step, 12, 16, 1, False).label, minlength=len(drawn))
+    keys = {"machine": "machine", "machine_domain": "domain", "label": "label_name"}
+    if balance == "machine_domain":
+        assert material.share[table["domain"] == "target"].sum() == pytest.approx(0.5)
+        return
+    of_class = table.drop_duplicates("target").set_index("target")[keys[balance]]
+    shares = pd.Series(drawn / drawn.sum()).groupby(of_class).sum()
+    assert shares.to_numpy() == pytest.approx(1 / len(shares), abs=0.03)
+
+
+def test_a_batch_depends_on_seed_and_step_alone(world):
+    one, two = world.material(), world.material()
+    one.batch(3, 8, 16, 2, False)
+    first, second = one.batch(7, 8, 16, 2, False), two.batch(7, 8, 16, 2, False)
+    assert np.array_equal(first.frames, second.frames) and np.array_equal(first.label, second.label)
+    assert first.frames.shape == (2, 8, 16, 128)
+    assert not np.array_equal(first.frames[0], first.frames[1])
+
+
+def test_short_clips_start_over_and_long_ones_are_cut_inside():
+    clip = np.arange(10).reshape(5, 2)
+    assert crop(clip, 8, 0.3)[5:].tolist() == clip[:3].tolist()
+    assert crop(clip, 2, 0.999).tolist() == clip[3:].tolist()
+
+
+def test_training_lowers_the_loss_and_separates_the_classes(world):
+    output = world.run(
+        "learn", changed(tuning__steps=50, tuning__learning_rate=3e-3, tuning__head_learning_rate=3e-2)
+    )
+    history = pd.read_parquet(output / "history.parquet")
+    loss = history.loc[history["metric"] == "loss", "value"].to_numpy()
+    assert loss[-1] < 0.5 * loss[0]
+    ids, vectors = read_embeddings(output / "embeddings.h5")
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    train = [row for row, clip in enumerate(ids) if "/train/" in clip]
+    for row, clip in enumerate(ids):
+        if "/test/" in clip:
+            nearest = ids[max(train, key=lambda other: unit[row] @ unit[other])]
+            assert nearest.split("/")[0] == clip.split("/")[0]
+            assert int(nearest.split("/")[2]) % 2 == int(clip.split("/")[2]) % 2
+
+
+def test_every_clip_of_the_scored_data_set_is_embedded_and_no_other(world):
+    ids, vectors = read_embeddings(world.run("all", changed(tuning__steps=1)) / "embeddings.h5")
+    index = FeatureStore({"demo": world.sources["demo"]}).index
+    assert ids == index["clip_id"].tolist() and np.isfinite(vectors).all()
+
+
+ADAPTED = [
+    {"tuning__method": "full"},
+    {"tuning__method": "full", "tuning__frozen_share": 0.4, "pooling__standardise": "machine"},
+    {"tuning__method": "lora"},
+    {"tuning__method": "fully_connected_lora", "tuning__adapter": {"groups": 2}, "tuning__frozen_share": 0.2},
+    {"tuning__method": "none", "pooling__standardise": "machine"},
+    {
+        "tuning__method": "full",
+        "pooling__kind": "attentive_statistics",
+        "pooling__projection": 6,
+        "pooling__layers": [0, 1],
+    },
+]
+
+
+@pytest.mark.parametrize("changes", ADAPTED)
+def test_a_stored_model_embeds_as_the_run_did_and_the_base_is_untouched(world, changes):
+    before = {path: path.read_bytes() for path in world.encoder.iterdir()}
+    output = world.run("stored", changed(tuning__steps=2, **changes))
+    assert {path: path.read_bytes() for path in world.encoder.iterdir()} == before
+    ids, vectors = read_embeddings(output / "embeddings.h5")
+    model = load_model(output)
+    store = FeatureStore({"demo": world.sources["demo"]})
+    again = model.embed([store.frames(k) for k in (3, 11)], store.index["machine"].iloc[[3, 11]].tolist())
+    np.testing.assert_allclose(again, vectors[[3, 11]], rtol=1e-4, atol=1e-5)
+
+
+def test_a_frozen_base_stays_frozen_inside_lora(world):
+    output = world.run("lora", changed(tuning__method="lora"))
+    model = load_model(output)
+    assert model.tuned is not None
+    base = load_file(world.encoder / "encoder.safetensors")
+    tuned = {name.replace(".base.", "."): value for name, value in model.tuned.encoder.state_dict().items()}
+    assert all(torch.equal(tuned[name], value) for name, value in base.items())
+    stored = load_file(output / "model.safetensors")
+    assert not any(name.removeprefix("encoder.") in base for name in stored)
+    assert any(value.abs().max() > 0 for name, value in stored.items() if name.endswith(".up"))
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_does_not(world):
+    settings = changed(**{f"augmentation__{name}": value for name, value in EVERY_AUGMENTATION.items()})
+    one, two, other = (
+        world.run(name, settings, seed) for name, seed in (("one", 0), ("two", 0), ("other", 1))
+    )
+    for file in ("embeddings.h5", "model.safetensors"):
+        assert (one / file).read_bytes() == (two / file).read_bytes()
+    assert (one / "model.safetensors").read_bytes() != (other / "model.safetensors").read_bytes()
+
+
+def test_an_interrupted_training_goes_on_to_the_same_end(world, monkeypatch):
+    settings = changed(
+        tuning__checkpoint_minutes=1e-9,
+        **{f"augmentation__{name}": value for name, value in EVERY_AUGMENTATION.items()},
+    )
+    settings["objective"]["nt_xent"] = {"weight": 0.5, "temperature": 0.2}
+    whole = world.run("whole", settings)
+    update, steps = stage._Training._update, []
+
+    def interrupted(self, step, batch):
+        if step == 7 and not steps.count(7):
+            steps.append(step)
+            raise KeyboardInterrupt
+        steps.append(step)
+        return update(self, step, batch)
+
+    monkeypatch.setattr(stage._Training, "_update", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        world.run("resumed", settings)
+    resumed = world.run("resumed", settings)
+    assert steps[:9] == [0, 1, 2, 3, 4, 5, 6, 7, 7]
+    assert (whole / "embeddings.h5").read_bytes() == (resumed / "embeddings.h5").read_bytes()
+
+
+def test_the_averaged_weights_make_the_embeddings(world):
+    last = load_file(world.run("last", changed(tuning__weight_average=0.0)) / "model.safetensors")
+    averaged = load_file(world.run("averaged", changed(tuning__weight_average=0.9)) / "model.safetensors")
+    assert any(not torch.equal(last[name], averaged[name]) for name in last)
+
+
+def test_a_frozen_share_is_the_weight_of_the_untouched_similarity(world):
+    share = 0.3
+    parts = {}
+    for name, changes in (
+        ("tuned", {}),
+        (
+            "plain",
+            {"tuning__method": "none", "pooling__kind": "mean_deviation", "pooling__standardise": "machine"},
+        ),
+        ("both", {"tuning__frozen_share": share, "pooling__standardise": "machine"}),
+    ):
+        vectors = read_embeddings(world.run(name, changed(tuning__steps=3, **changes)) / "embeddings.h5")[1]
+        unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        parts[name] = unit @ unit.T
+    expected = (1 - share) * parts["tuned"] + share * parts["plain"]
+    np.testing.assert_allclose(parts["both"], expected, atol=1e-4)
+
+
+def test_standardised_frozen_embeddings_have_zero_mean_and_unit_deviation_per_machine(world):
+    settings = changed(tuning__method="none", pooling__standardise="machine")
+    ids, vectors = read_embeddings(world.run("plain", settings) / "embeddings.h5")
+    for machine in ("fan", "valve"):
+        own = vectors[[row for row, clip in enumerate(ids) if clip.startswith(f"{machine}/train")]]
+        np.testing.assert_allclose(own.mean(0), 0, atol=1e-4)
+        assert np.median(own.std(0)) == pytest.approx(1, abs=1e-3)
+
+
+def test_a_machine_never_trained_on_is_refused_or_gets_the_mean_gate(world):
+    gated = {"tuning__method": "lora", "tuning__steps": 2}
+    strict = load_model(world.run("strict", changed(tuning__adapter={"groups": 2}, **gated)))
+    clip = [np.zeros((40, 128), np.float16)]
+    with pytest.raises(InputError, match="not trained on"):
+        strict.embed(clip, ["grinder"])
+    lenient = load_model(world.run("mean", changed(tuning__adapter={"groups": 2, "unseen": "mean"}, **gated)))
+    assert np.isfinite(lenient.embed(clip, ["grinder"])).all()
+    plain = load_model(world.run("plain_unseen", changed(tuning__steps=1)))
+    assert np.isfinite(plain.embed(clip, ["grinder"])).all()
+
+
+def test_another_base_encoder_is_refused(world, tmp_path):
+    output = world.run("based", changed(tuning__method="lora", tuning__steps=1))
+    save_encoder(build_encoder(EAT, seed=5), tmp_path / "other")
+    with pytest.raises(InputError, match="digest"):
+        load_model(output, tmp_path / "other")
+    description = json.loads((output / "model.json").read_text())
+    description["encoder"]["path"] = str(tmp_path / "gone")
+    (output / "model.json").write_text(json.dumps(description))
+    with pytest.raises(InputError, match="missing"):
+        load_model(output)
+
+
+def test_features_missing_for_labelled_clips_are_named(world, tmp_path):
+    extra = pd.read_parquet(world.folder / "labels.parquet")
+    extra.loc[0, "clip_id"] = "fan/train/nowhere"
+    extra.to_parquet(tmp_path / "labels.parquet")
+    with pytest.raises(InputError) as caught:
+        TrainingMaterial(
+            world.sources, tmp_path / "labels.parquet", world.folder / "clips.parquet", "none", 0
+        )
+    assert caught.value.problems == ["fan/train/nowhere"]
