@@ -2,6 +2,7 @@
 
 import copy
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,7 @@ class World:
         self.folder = folder
         rng = np.random.default_rng(0)
         rows, labels = [], []
-        self.sources = {}
+        self.sources: dict[str, list[Path]] = {}
         for dataset, machines in (("demo", ("fan", "valve")), ("more", ("pump",))):
             for machine in machines:
                 frames, ids, hashes = [], [], []
@@ -198,7 +199,7 @@ def test_a_stored_model_embeds_as_the_run_did_and_the_base_is_untouched(world, c
     before = {path: path.read_bytes() for path in world.encoder.iterdir()}
     output = world.run("stored", changed(tuning__steps=2, **changes))
     assert {path: path.read_bytes() for path in world.encoder.iterdir()} == before
-    ids, vectors = read_embeddings(output / "embeddings.h5")
+    _, vectors = read_embeddings(output / "embeddings.h5")
     model = load_model(output)
     store = FeatureStore({"demo": world.sources["demo"]})
     again = model.embed([store.frames(k) for k in (3, 11)], store.index["machine"].iloc[[3, 11]].tolist())
@@ -234,7 +235,8 @@ def test_an_interrupted_training_goes_on_to_the_same_end(world, monkeypatch):
     )
     settings["objective"]["nt_xent"] = {"weight": 0.5, "temperature": 0.2}
     whole = world.run("whole", settings)
-    update, steps = stage._Training._update, []
+    update = stage._Training._update
+    steps: list[int] = []
 
     def interrupted(self, step, batch):
         if step == 7 and not steps.count(7):
