@@ -102,7 +102,7 @@ def test_genuine_clips_go_through_the_same_way_unchanged(
         assert clips.loc[clip_id, "n_samples"] == made.truth[clip_id]["n_samples"]
         assert clips.loc[clip_id, "condition"] == ("anomaly" if "anomaly" in clip_id else "normal")
     for clip_id, attributes in genuine_attributes(SHARED / "realdata" / folder).items():
-        assert json.loads(clips.loc[clip_id, "attributes"]) == attributes
+        assert json.loads(str(clips.loc[clip_id, "attributes"])) == attributes
     assert seen(clips.reset_index()).keys() == made.truth.keys()
 
 

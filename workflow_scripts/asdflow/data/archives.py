@@ -60,6 +60,11 @@ def record_path(data_dir: str | Path, archive: Archive) -> Path:
     return archive_folder(data_dir, archive.dataset) / f"{archive.name}.json"
 
 
+def contents_path(folder: Path) -> Path:
+    """The JSON in an unpacked machine's folder: the archives it came from (archive, size, md5) and its files with their sizes."""
+    return folder / "unpacked.json"
+
+
 def _archives_of_split(dataset: str, entry: Mapping[str, Any]) -> list[Archive]:
     split = entry.get("split", "both")
     if split not in KINDS_OF_SPLIT:

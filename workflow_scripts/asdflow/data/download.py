@@ -12,8 +12,8 @@ from typing import Any
 
 import requests
 
-from asdflow.data.archives import Archive, archive_folder, record_path
-from asdflow.data.locks import exclusive, is_held, one_of
+from asdflow.data.archives import Archive, archive_folder, contents_path, record_path
+from asdflow.data.locks import exclusive, is_held, one_of, sweep
 from asdflow.data.transfer import DownloadSettings as DownloadSettings
 from asdflow.data.transfer import (
     InterruptedTransferError,
@@ -39,20 +39,22 @@ def download_archive(
 ) -> Path:
     """Have the archive on disk, verified, and return the path of its record (JSON: archive, path, url, size, md5).
 
-    An interrupted transfer goes on where it stopped, a verified archive is not fetched again. With `offline` the archive is verified
-    where it lies in that folder. Only one process at a time works on an archive; at most `settings.parallel` are fetched at once.
+    An interrupted transfer goes on where it stopped. Neither a verified archive is fetched again nor one that was deleted after its
+    machine was unpacked from it. With `offline` the archive is verified where it lies in that folder. Only one process at a time
+    works on an archive; at most `settings.parallel` are fetched at once.
 
     Raises InputError when the server refuses, the disk is too small, or the checksum stays wrong.
     """
     if offline is not None:
         return _verify_offline(archive, data_dir, settings, Path(offline))
-    folder = archive_folder(data_dir, archive.dataset)
-    target = folder / archive.name
-    with exclusive(_lock_path(target)), one_of(folder.parent, settings.parallel):
+    target = archive_folder(data_dir, archive.dataset) / archive.name
+    with exclusive(_lock_path(target)):
+        sweep(target.parent, target.name)
         known = _read_record(record_path(data_dir, archive))
         if known is not None and _matches(target, known):
             return record_path(data_dir, archive)
-        return _write_record(archive, data_dir, target, _fetch(archive, target, settings))
+        published = _unpacked_before(archive, data_dir, settings) or _fetch(archive, target, settings)
+        return _write_record(archive, data_dir, target, published)
 
 
 def archive_file(
@@ -60,9 +62,15 @@ def archive_file(
 ) -> Path:
     """The archive's file, as its record names it; fetched again when it is gone or no longer has the recorded md5."""
     known = _read_record(record_path(data_dir, archive))
-    if known is None or not _matches(Path(known["path"]), known):
-        known = json.loads(download_archive(archive, data_dir, settings, offline).read_text(encoding="utf-8"))
-    return Path(known["path"])
+    if known is not None and _matches(Path(known["path"]), known):
+        return Path(known["path"])
+    if offline is not None:
+        _verify_offline(archive, data_dir, settings, Path(offline))
+        return Path(offline) / archive.name
+    target = archive_folder(data_dir, archive.dataset) / archive.name
+    with exclusive(_lock_path(target)):
+        _write_record(archive, data_dir, target, _fetch(archive, target, settings))
+    return target
 
 
 def archive_record(archive: Archive, data_dir: str | Path) -> dict[str, Any]:
@@ -80,17 +88,37 @@ class _WrongBytesError(Exception):
     """What arrived is not the published file."""
 
 
+def _unpacked_before(
+    archive: Archive, data_dir: str | Path, settings: DownloadSettings
+) -> PublishedFile | None:
+    """The published file, when the machine's folder says that it was unpacked from just this; else None."""
+    contents = _read_record(contents_path(Path(data_dir) / archive.dataset / archive.machine)) or {}
+    sources = {source["archive"]: source for source in contents.get("archives", [])}
+    if archive.name not in sources:
+        return None
+    with open_session() as session:
+        published = with_retries(
+            lambda: ask_zenodo(session, archive, settings), settings, f"The md5 of {archive.name}"
+        )
+    source = sources[archive.name]
+    if (source["size"], source["md5"]) != (published.size, published.md5):
+        return None
+    log.info("%s: unpacked before, not fetched again", archive.name)
+    return published
+
+
 def _fetch(archive: Archive, target: Path, settings: DownloadSettings) -> PublishedFile:
     """Fetch until size and md5 agree; after WHOLE_FETCHES wrong files InputError names address, expected and found."""
     wrong: list[str] = []
-    with open_session() as session:
+    remedy = f"run the same command again: it goes on where it stopped ({target}.part is kept)"
+    with one_of(target.parent.parent, settings.parallel), open_session() as session:
         while len(wrong) < WHOLE_FETCHES:
             try:
                 return with_retries(
                     lambda: _one_try(archive, target, settings, session),
                     settings,
                     f"Archive {archive.name}",
-                    f"run the same command again: it goes on where it stopped ({target}.part is kept)",
+                    remedy,
                 )
             except _WrongBytesError as problem:
                 wrong.append(str(problem))
@@ -197,7 +225,9 @@ def _held_bytes(part: Path, published: PublishedFile) -> int:
 
 def _check_disk(target: Path, missing: int) -> None:
     """Refuse to start when the disk cannot hold what this and the other running downloads still bring."""
-    missing += sum(_still_to_come(note) for note in target.parent.parent.glob("*/*.part.json"))
+    own = _note_path(target.with_name(target.name + ".part"))
+    others = (note for note in target.parent.parent.glob("*/*.part.json") if note != own)
+    missing += sum(_still_to_come(note) for note in others)
     free = shutil.disk_usage(target.parent).free
     if free < missing + DISK_RESERVE:
         raise InputError(

@@ -18,6 +18,7 @@ import requests
 
 from asdflow.data.archives import archive_folder, plan_archives
 from asdflow.data.download import WHOLE_FETCHES
+from asdflow.data.locks import exclusive, sweep
 from asdflow.data.naming import ClipName, UnknownNameError, attribute_label, parse_clip_name
 from asdflow.data.transfer import (
     DownloadSettings,
@@ -49,15 +50,17 @@ def fetch_labels(
 
     Raises InputError for a list that cannot be had or has another sha256, and for rows that cannot be understood, all of them.
     """
-    sources = _wanted_sources(dataset, entry)
-    lists = _fetch_all(dataset, sources, data_dir, settings, entry.get("offline"))
-    labels, names = _evaluation_table(dataset, entry, lists)
-    hidden = _hidden_table(dataset, entry, lists, names)
     folder = Path(data_dir) / dataset
     paths = folder / "evaluation_labels.csv", folder / "hidden_attributes.csv"
-    for table, path in zip((labels, hidden), paths, strict=True):
-        with atomic_path(path) as temporary:
-            table.to_csv(temporary, index=False, lineterminator="\n")
+    with exclusive(archive_folder(data_dir, dataset) / ".labels.lock"):
+        sources = _wanted_sources(dataset, entry)
+        lists = _fetch_all(dataset, sources, data_dir, settings, entry.get("offline"))
+        labels, names = _evaluation_table(dataset, entry, lists)
+        hidden = _hidden_table(dataset, entry, lists, names)
+        for table, path in zip((labels, hidden), paths, strict=True):
+            sweep(folder, path.name)
+            with atomic_path(path) as temporary:
+                table.to_csv(temporary, index=False, lineterminator="\n")
     return paths
 
 
@@ -182,6 +185,7 @@ def _fetch_all(
                     )
                     continue
                 content = fitting[0].read_bytes()
+            sweep((folder / path).parent, Path(path).name)
             with atomic_path(folder / path) as temporary:
                 temporary.write_bytes(content)
     if problems:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -47,6 +48,12 @@ def is_held(path: Path) -> bool:
         except BlockingIOError:
             return True
     return False
+
+
+def sweep(folder: Path, name: str) -> None:
+    """Remove the temporary files that a killed writer of `<name>*` left in `folder`; only for whoever holds the lock of `name`."""
+    for litter in folder.glob(f".{glob.escape(name)}*.part"):
+        litter.unlink(missing_ok=True)
 
 
 def _take_first_free(handles: Sequence[IO[str]]) -> int | None:

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from asdflow.data.archives import Archive, plan_archives
+from asdflow.data.archives import Archive, archive_folder, contents_path, plan_archives
 from asdflow.data.download import archive_file, archive_record
 from asdflow.data.listing import AUDIO_SUFFIXES
-from asdflow.data.locks import exclusive
+from asdflow.data.locks import exclusive, sweep
 from asdflow.data.transfer import DownloadSettings
 from asdflow.errors import InputError
 from asdflow.files import write_text
@@ -30,7 +30,6 @@ LARGEST_RATIO = 20
 SMALL_ARCHIVE = 64 << 20
 DISK_RESERVE = 256 << 20
 BLOCK = 1 << 20
-CONTENTS = "unpacked.json"
 
 
 @dataclass(frozen=True)
@@ -57,14 +56,17 @@ def unpack_machine(
     folder = Path(data_dir) / dataset / machine
     archives = plan_archives(dataset, entry, machine)
     with exclusive(folder.with_name(f".{machine}.lock")):
+        sweep(folder.parent, f"{machine}.unpacked.json")
+        for litter in (_temporary(folder), _displaced(folder)):
+            shutil.rmtree(litter, ignore_errors=True)
         if not _is_complete(folder, archives, data_dir):
             paths = [archive_file(archive, data_dir, settings, entry.get("offline")) for archive in archives]
             _unpack(paths, machine, folder, _sources(archives, data_dir))
         record = folder.with_name(f"{machine}.unpacked.json")
-        write_text(record, (folder / CONTENTS).read_text(encoding="utf-8"))
+        write_text(record, contents_path(folder).read_text(encoding="utf-8"))
         if not entry.get("keep_archives", False) and entry.get("offline") is None:
             for archive in archives:
-                Path(archive_record(archive, data_dir)["path"]).unlink(missing_ok=True)
+                (archive_folder(data_dir, dataset) / archive.name).unlink(missing_ok=True)
     return record
 
 
@@ -89,11 +91,12 @@ def unpack_archives(archives: Sequence[Path], machine: str, target: Path) -> dic
 
 
 def _unpack(paths: Sequence[Path], machine: str, folder: Path, sources: list[dict[str, Any]]) -> None:
-    temporary = folder.with_name(f".{machine}.unpacking")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = _temporary(folder)
     try:
         files = unpack_archives(paths, machine, temporary)
-        write_text(temporary / CONTENTS, json.dumps({"archives": sources, "files": files}, indent=1) + "\n")
+        write_text(
+            contents_path(temporary), json.dumps({"archives": sources, "files": files}, indent=1) + "\n"
+        )
         _flush(temporary)
         _swap(temporary, folder)
     finally:
@@ -109,7 +112,7 @@ def _sources(archives: Iterable[Archive], data_dir: str | Path) -> list[dict[str
 def _is_complete(folder: Path, archives: Sequence[Archive], data_dir: str | Path) -> bool:
     """Whether the folder holds every file, in full size, of exactly the archives that are on record."""
     try:
-        contents = json.loads((folder / CONTENTS).read_text(encoding="utf-8"))
+        contents = json.loads(contents_path(folder).read_text(encoding="utf-8"))
         same = contents["archives"] == _sources(archives, data_dir)
         return same and all(
             (folder / name).stat().st_size == size for name, size in contents["files"].items()
@@ -259,18 +262,29 @@ def _flush(folder: Path) -> None:
     """Have every file and folder below on the disk before the rename says that they are complete."""
     for root, _, names in os.walk(folder):
         for name in [*names, "."]:
-            descriptor = os.open(Path(root) / name, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            _sync(Path(root) / name)
 
 
 def _swap(temporary: Path, folder: Path) -> None:
     """Put the new folder in the place of the old one; between the two renames there is none."""
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
-        folder.rename(old)
+        folder.rename(_displaced(folder))
     temporary.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(_displaced(folder), ignore_errors=True)
+    _sync(folder.parent)
+
+
+def _temporary(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.unpacking")
+
+
+def _displaced(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.old")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
