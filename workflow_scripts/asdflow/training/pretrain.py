@@ -20,9 +20,8 @@ from torch import Tensor, nn
 from asdflow.device import pick_device
 from asdflow.errors import InputError
 from asdflow.features.store import FeatureStore, collate
-from asdflow.files import file_digest
 from asdflow.models.eat import EAT
-from asdflow.models.encoder import CONFIG, WEIGHTS, build_encoder, save_encoder
+from asdflow.models.encoder import CONFIG, build_encoder, save_encoder
 from asdflow.models.loading import load_encoder
 from asdflow.provenance import code_digest
 from asdflow.training.checkpoint import Checkpoints
@@ -51,9 +50,6 @@ COLLAPSED_BELOW = {"target_variance": 0.1, "prediction_variance": 0.01}
 AGREE_EVERY = 8
 """Updates between two checks, over all processes, whether one of them has to save or stop."""
 Sources = Mapping[str, tuple[Path, Sequence[Path]]]
-
-# Large CPU tensors on huge pages: without, mapping fresh memory costs as much as small element-wise operations
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 @dataclass(frozen=True)
@@ -140,8 +136,8 @@ def _train(fabric: Fabric, job: Job) -> None:
         logging.getLogger("asdflow").setLevel(logging.WARNING)
     encoder, rate = _starting_point(job)
     data = Batches(job, encoder, fabric)
+    identity = _identity(job, encoder, data)
     run = Run(fabric, job.settings, encoder, rate, data)
-    identity = _identity(job, data)
     with Checkpoints(job.checkpoint_dir, identity, job.settings["checkpoint_minutes"]) as checkpoints:
         run.resume(checkpoints.load())
         for step in range(run.first_step, data.steps):
@@ -179,7 +175,7 @@ def _starting_point(job: Job) -> tuple[EAT, float]:
         encoder, trained = build_encoder(settings, settings["seed"]), False
     else:
         encoder = load_encoder(job.init)
-        trained = json.loads((job.init / CONFIG).read_text(encoding="utf-8")).get("weights") != "random"
+        trained = not _has_random_weights(job.init)
     if not isinstance(encoder, EAT):
         raise InputError(
             f"pre-training is for EAT encoders; this one is {encoder.architecture}",
@@ -197,17 +193,24 @@ def _starting_point(job: Job) -> tuple[EAT, float]:
     return encoder, rate
 
 
-def _identity(job: Job, data: Batches) -> dict[str, Any]:
+def _has_random_weights(init: Path) -> bool:
+    """Whether an encoder's config.json says that nothing has trained it yet."""
+    config = init / CONFIG
+    return config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("weights") == "random"
+
+
+def _identity(job: Job, encoder: EAT, data: Batches) -> dict[str, Any]:
     """What makes this run this run: a checkpoint with another identity is not continued."""
     settings = {
         key: value for key, value in job.settings.items() if key not in ("log_every", "checkpoint_minutes")
     }
+    weights = hashlib.sha256()
+    for tensor in encoder.state_dict().values():
+        weights.update(tensor.contiguous().numpy().tobytes())
     return {
         "settings": settings,
         "code": code_digest(Path(__file__)),
-        "init": file_digest(job.init / WEIGHTS)
-        if job.init and (job.init / WEIGHTS).is_file()
-        else str(job.init),
+        "first weights": weights.hexdigest()[:16],
         "clips": data.digest,
     }
 
@@ -298,7 +301,7 @@ class Run:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings["seed"])
             self.student = Student(encoder, Decoder(encoder.width, **settings["decoder"]))
-        self.student.to(fabric.device)
+        self.student.to(fabric.device).train()
         self.teacher = make_teacher(self.student.encoder)
         self.optimiser = make_optimiser(self.student, settings["weight_decay"])
         compiled = settings["compile"] is True or (
