@@ -67,16 +67,18 @@ def test_every_column_says_what_the_name_and_the_file_say(tmp_path):
 def test_rows_are_sorted_and_the_file_is_the_same_bytes_whatever_the_number_of_workers(tmp_path):
     for machine in ("valve", "bearing", "ToyCar"):
         write_machine(tmp_path / "data", machine)
+        write_clip(tmp_path / "data" / machine / "source_test/section_00_source_test_normal_0001.wav")
     files = []
     for workers in (1, 4):
         clips, _ = build_catalogue(tmp_path / "data", {}, workers=workers)
         order = list(zip(clips["machine"], clips["split"], clips["path"], strict=True))
-        assert order == sorted(order) and len(order) == 3 * len(DCASE_2025)
+        assert order == sorted(order) and len(order) == 3 * (len(DCASE_2025) + 1)
         write_catalogue(clips, tmp_path / f"{workers}.parquet")
         files.append((tmp_path / f"{workers}.parquet").read_bytes())
     assert files[0] == files[1]
     pd.testing.assert_frame_equal(read_catalogue(tmp_path / "1.parquet"), clips)
-    assert pq.read_schema(tmp_path / "1.parquet").equals(SCHEMA)
+    schema = pq.read_schema(tmp_path / "1.parquet")
+    assert schema.equals(SCHEMA) and schema.metadata is None, "no version of a library in the bytes"
 
 
 def test_a_table_of_another_kind_is_not_read_as_a_catalogue(tmp_path):
@@ -304,6 +306,13 @@ def test_the_published_sums_of_the_years_agree_with_the_blocks():
             if split == "test" and machine in (None, block.machine)
         )
 
+    trained = {
+        (year, domain): {b.counts["train", domain, None] // len(b.sections) for b in expected_blocks(year)}
+        for year in (2022, 2023, 2024, 2025)
+        for domain in ("source", "target")
+    }
+    assert all(counts == ({990} if domain == "source" else {10}) for (_, domain), counts in trained.items())
+    assert {b.counts["supplemental", None, None] for b in expected_blocks(2025)} == {100}
     assert tests(2021) == 8635 and tests(2021, "gearbox") == 1428 and tests(2021, "slider") == 1207
     assert tests(2020, "ToyConveyor") == 600 + 1065
     assert tests(2022) == 7 * 2 * 600
@@ -316,6 +325,8 @@ def test_counts_of_unlabelled_clips_are_compared_in_sum():
     clips = official(block.machine, block.sections, block.counts)
     clips.loc[clips["split"] == "test", ["domain", "condition"]] = None
     assert check_counts(clips, 2023) == []
+    clips.loc[clips.index[-1], ["domain", "condition"]] = "source", "normal"
+    assert check_counts(clips, 2023) == [], "labels of a few clips tell nothing about the others"
     with pytest.raises(InputError, match="complete official set") as caught:
         check_counts(clips.iloc[:-1], 2023)
     assert caught.value.problems == ["grinder: 199 test clips in section 00, 200 are published"]

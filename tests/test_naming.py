@@ -231,6 +231,10 @@ def named(text: str) -> ClipName:
 def test_the_table_is_the_truth_where_the_name_agrees_or_says_nothing():
     assert with_csv_attributes(named("spd_7_5V"), {"spd": "7_5V"}).attributes == {"spd": "7_5V"}
     assert with_csv_attributes(named("weight15_BckgF"), {"weight": "15", "Bckg": "F"}).attribute_label
+    assert list(with_csv_attributes(named("loc_A_vel_6"), {"vel": "6", "loc": "A"}).attributes) == [
+        "vel",
+        "loc",
+    ]
     evaluation = parse_clip_name("test", "section_00_0000")
     assert with_csv_attributes(evaluation, CAR).attributes == CAR
 
