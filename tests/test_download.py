@@ -53,7 +53,11 @@ def assert_complete(data_dir: Path, content: bytes = CONTENT) -> None:
     assert place(data_dir).read_bytes() == content
     record = json.loads(place(data_dir, ".json").read_text())
     assert record["md5"] == hashlib.md5(content).hexdigest() and record["size"] == len(content)
-    assert record["path"] == str(place(data_dir)) and record["url"].endswith(FILE)
+    assert (
+        record["licence"] == "cc-by-4.0"
+        and record["path"] == str(place(data_dir))
+        and record["url"].endswith(FILE)
+    )
     assert not list(data_dir.rglob("*.part*"))
 
 
@@ -221,9 +225,11 @@ def test_pauses_double_and_retry_after_wins(
         Fault("status", status=429, headers=(("Retry-After", "17"),)),
         Fault("status", status=503, headers=(("Retry-After", later),)),
         Fault("status", status=429, headers=(("Retry-After", "soon"),)),
+        Fault("status", status=429, headers=(("X-RateLimit-Reset", str(int(time.time()) + 40)),)),
     ]
-    download_archive(ARCHIVE, tmp_path, replace(settings, attempts=6, backoff_s=2))
-    assert pauses[:3] == [2, 4, 17] and pauses[3] == pytest.approx(90, abs=3) and pauses[4] == 32
+    download_archive(ARCHIVE, tmp_path, replace(settings, attempts=7, backoff_s=2))
+    assert [pauses[0], pauses[1], pauses[2], pauses[4]] == [2, 4, 17, 32]
+    assert pauses[3] == pytest.approx(90, abs=3) and pauses[5] == pytest.approx(40, abs=3)
     assert_complete(tmp_path)
 
 

@@ -37,7 +37,7 @@ PROGRESS_WORTH_COUNTING = 1 << 20
 def download_archive(
     archive: Archive, data_dir: str | Path, settings: DownloadSettings, offline: str | Path | None = None
 ) -> Path:
-    """Have the archive on disk, verified, and return the path of its record (JSON: archive, path, url, size, md5).
+    """Have the archive on disk, verified, and return the path of its record (JSON: archive, path, url, size, md5, licence).
 
     An interrupted transfer goes on where it stopped. Neither a verified archive is fetched again nor one that was deleted after its
     machine was unpacked from it. With `offline` the archive is verified where it lies in that folder. Only one process at a time
@@ -273,7 +273,7 @@ def _published_offline(archive: Archive, settings: DownloadSettings, folder: Pat
     """Size and md5 from a record beside the archive, a saved answer of the API, or the API itself."""
     known = _read_record(folder / f"{archive.name}.json")
     if known is not None and {"url", "size", "md5"} <= known.keys():
-        return PublishedFile(known["url"], known["size"], known["md5"])
+        return PublishedFile(known["url"], known["size"], known["md5"], known.get("licence"))
     answer = folder / f"{archive.zenodo_record}.json"
     if answer.is_file():
         return from_saved_answer(answer, archive, settings)
@@ -295,6 +295,7 @@ def _write_record(archive: Archive, data_dir: str | Path, path: Path, published:
         "url": published.url,
         "size": published.size,
         "md5": published.md5,
+        "licence": published.licence,
     }
     write_text(record, json.dumps(content, indent=1) + "\n")
     return record

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import email.utils
 import logging
 import time
@@ -115,7 +116,7 @@ def ask(
     except requests.RequestException as problem:
         raise InterruptedTransferError(f"{url}: {_plainly(problem)}") from problem
     if response.status_code in TEMPORARY_STATUS:
-        wait = _retry_after(response.headers.get("Retry-After"))
+        wait = _asked_to_wait(response)
         response.close()
         raise InterruptedTransferError(
             f"{url}: the server answered {response.status_code} {response.reason}", wait
@@ -190,23 +191,29 @@ def _duration(seconds: float) -> str:
     )
 
 
-def _retry_after(value: str | None) -> float | None:
-    """Seconds that a Retry-After header asks for (RFC 9110 section 10.2.3: seconds or a date); None when absent or unreadable."""
-    if value is None:
-        return None
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
-        except ValueError:
-            return None
-    return min(max(seconds, 0.0), LONGEST_RETRY_AFTER_S)
+def _asked_to_wait(response: requests.Response) -> float | None:
+    """Seconds that the server asks for: Retry-After (RFC 9110 section 10.2.3, seconds or a date) or, as Zenodo tells on a 429, the end of
+    the rate limit's window (X-RateLimit-Reset, Unix time); None where it says nothing readable."""
+    after = response.headers.get("Retry-After")
+    reset = response.headers.get("X-RateLimit-Reset") if response.status_code == 429 else None
+    for text, read in ((after, float), (after, _seconds_until_date), (reset, _seconds_until_time)):
+        with contextlib.suppress(ValueError):
+            if text is not None:
+                return min(max(read(text), 0.0), LONGEST_RETRY_AFTER_S)
+    return None
+
+
+def _seconds_until_date(text: str) -> float:
+    return email.utils.parsedate_to_datetime(text).timestamp() - time.time()
+
+
+def _seconds_until_time(text: str) -> float:
+    return float(text) - time.time()
 
 
 def _plainly(problem: requests.RequestException) -> str:
     if isinstance(problem, requests.Timeout) or "timed out" in str(problem):
         return "the transfer stalled (no byte within the time limit)"
     if isinstance(problem, requests.exceptions.ChunkedEncodingError):
-        return f"the connection broke off ({problem})"
+        return "the connection broke off before the end"
     return str(problem)

@@ -19,11 +19,12 @@ ANSWER_LIMIT = 64 << 20
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """A file as its record lists it: address, size in bytes, md5 in hexadecimal."""
+    """A file as its record lists it: address, size in bytes, md5 in hexadecimal, and the record's licence where it states one."""
 
     url: str
     size: int
     md5: str
+    licence: str | None = None
 
 
 def record_address(archive: Archive, settings: DownloadSettings) -> str:
@@ -79,4 +80,5 @@ def from_answer(answer: Any, archive: Archive, settings: DownloadSettings, sourc
             [f"size {file.get('size')!r}, checksum {file.get('checksum')!r}"],
             "the layout of Zenodo's API may have changed: update asdflow",
         )
-    return PublishedFile(file_address(archive, settings), file["size"], checksum.lower())
+    licence = ((answer.get("metadata") or {}).get("license") or {}).get("id")
+    return PublishedFile(file_address(archive, settings), file["size"], checksum.lower(), licence)
