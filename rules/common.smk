@@ -270,6 +270,9 @@ def training_datasets(dataset: str, system: str) -> list[str]:
     ]
 
 
+TUNED_KEYS = ("tuning", "objective", "augmentation", "pooling")
+
+
 def clusters_embeddings(system: str) -> bool:
     """Whether a system's labels come, where attributes are hidden, from clusters of embeddings."""
     return system_entry(system)["labels"]["kind"] in ("pseudo_attributes", "clusters")

@@ -23,16 +23,7 @@ rule finetune:
         runtime=720,
     params:
         cfg=lambda wildcards: stage_config(
-            **{
-                key: system_entry(wildcards.system)[key]
-                for key in (
-                    "encoder",
-                    "tuning",
-                    "objective",
-                    "augmentation",
-                    "pooling",
-                )
-            },
+            system={key: system_entry(wildcards.system)[key] for key in TUNED_KEYS},
             datasets=training_datasets(wildcards.dataset, wildcards.system),
         ),
         code=code_digest("finetune.py"),

@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 
 from asdflow.data.catalogue import build_catalogue, write_catalogue
+from asdflow.data.counts import check_counts
 from asdflow.data.labels import apply_labels, read_evaluation_labels
 from asdflow.job import run_stage
 
@@ -11,10 +12,12 @@ from asdflow.job import run_stage
 def main(smk):
     settings = smk.params.cfg
     clips, notices = build_catalogue(Path(settings["path"]), settings, workers=smk.threads)
-    for notice in notices:
-        logging.getLogger("asdflow").info("%s", notice)
     if "labels" in smk.input.keys():
         clips = apply_labels(clips, read_evaluation_labels(Path(smk.input.labels)), partial=settings["partial"])
+    if not settings["partial"] and not settings["auxiliary"]:
+        notices += check_counts(clips, settings["rules_of"])
+    for notice in notices:
+        logging.getLogger("asdflow").info("%s", notice)
     write_catalogue(clips, Path(smk.output.clips))
 
 
