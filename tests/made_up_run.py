@@ -154,6 +154,8 @@ def _labels(folder: Path, clips: pd.DataFrame, size: Size, rng: np.random.Genera
     names = train["machine"] + "|" + train["attribute_label"].fillna("") + "|" + train["domain"]
     arrays: dict[str, np.ndarray] = {}
     for domain, group in train[train["machine"] == size.machines[0]].groupby("domain"):
+        if len(group) < 3:
+            continue
         points = rng.normal(size=(len(group), 4)) + rng.integers(0, 3, len(group))[:, None] * 5
         tree = linkage(points, "ward")
         clusters = fcluster(tree, 3, "maxclust")

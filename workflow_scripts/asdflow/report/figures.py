@@ -77,6 +77,11 @@ def official_scores(official: pd.DataFrame, seeds: pd.DataFrame, intervals: pd.D
         hovertemplate="%{y}: %{x:.2f}<extra></extra>",
     )  # fmt: skip
     figure.update_yaxes(type="category", categoryorder="array", categoryarray=names, automargin=True)
+    shown = [ranked["mean"], seeds["score"]] + ([intervals["low"], intervals["high"]] if intervals is not None else [])
+    values = pd.concat(shown).dropna().astype(float)
+    if len(values):
+        margin = max(0.06 * (values.max() - values.min()), 0.5)
+        figure.update_xaxes(range=[values.min() - margin, values.max() + margin])
     return figure
 
 
@@ -116,16 +121,16 @@ def roc(curves: pd.DataFrame, panels: Sequence[str], featured: str | None) -> go
         for number, system in enumerate(systems):
             curve = curves[(curves["panel"] == panel) & (curves["system"] == system)]
             if len(curve):
-                _add_curve(figure, curve, system, number, system == featured, index == 0, axes)
+                _add_curve(figure, curve, system, number, system == featured, index == len(panels) - 1, index == 0, axes)
     figure.update_layout(margin={"b": 64, "t": 28}, meta={"stack": len(panels)})
     return figure
 
 
 def _add_curve(
-    figure: go.Figure, curve: pd.DataFrame, system: str, number: int, featured: bool, in_legend: bool, axes: dict[str, str]
+    figure: go.Figure, curve: pd.DataFrame, system: str, number: int, featured: bool, last: bool, in_legend: bool, axes: dict[str, str]
 ) -> None:
     shade = colour(number)
-    if featured:
+    if featured and last:
         low = curve[curve["fpr"] <= 0.1]
         figure.add_scatter(x=_f4(low["fpr"]), y=_f4(low["tpr"]), mode="none", fill="tozeroy", fillcolor=faded(shade, 0.25),
                            legendgroup=plain(system), showlegend=False, hoverinfo="skip", **axes)  # fmt: skip
@@ -145,7 +150,7 @@ def score_histogram(scores: pd.DataFrame, threshold: float | None) -> go.Figure:
     figure = _figure(150 + 110 * len(domains), "Anomaly score")
     values = scores["anomaly_score"].to_numpy(dtype=float)
     low, high = float(values.min()), float(values.max())
-    bins = {"start": low, "end": high + 1e-9, "size": max((high - low) / 32, 1e-9)}
+    bins = {"start": low, "end": high + 1e-9, "size": max((high - low) / int(np.clip(3 * np.sqrt(len(values)), 12, 40)), 1e-9)}
     height = 1.0 / max(len(domains), 1)
     for index, domain in enumerate(domains):
         suffix = "" if index == 0 else str(index + 1)
@@ -167,7 +172,7 @@ def score_histogram(scores: pd.DataFrame, threshold: float | None) -> go.Figure:
 
 def embedding_map(points: pd.DataFrame, category: str) -> go.Figure:
     """2-D map coloured by a category; `points`: x, y, clip_id and the category's column."""
-    figure = _figure(460)
+    figure = _figure(400)
     names = points[category]
     unknown = points[names.isna()]
     if len(unknown):
@@ -235,10 +240,10 @@ def silhouette(candidates: np.ndarray, chosen: int) -> go.Figure:
     return figure
 
 
-def history(table: pd.DataFrame, metric: str, unit: str) -> go.Figure:
+def history(table: pd.DataFrame, metric: str) -> go.Figure:
     """One metric over the steps, a line a run; `table`: run, step, value."""
     runs = list(dict.fromkeys(table["run"]))
-    figure = _figure(260, "Step", unit, legend=len(runs) > 1)
+    figure = _figure(260, "Step", legend=len(runs) > 1)
     for index, run in enumerate(runs):
         part = table[table["run"] == run]
         figure.add_scatter(x=part["step"].to_numpy(), y=_f4(part["value"]), mode="lines+markers" if len(part) < 12 else "lines",
@@ -247,6 +252,8 @@ def history(table: pd.DataFrame, metric: str, unit: str) -> go.Figure:
     values = table["value"]
     if metric.startswith("loss") and (values > 0).all() and values.max() > 50 * values.min():
         figure.update_yaxes(type="log")
+    if metric == "learning_rate":
+        figure.update_yaxes(exponentformat="power")
     return figure
 
 

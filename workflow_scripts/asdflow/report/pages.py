@@ -14,6 +14,7 @@ import jinja2
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from markupsafe import Markup, escape
 
 from asdflow.features.embeddings import read_embeddings
 from asdflow.report import evidence, figures
@@ -141,10 +142,12 @@ class Dataset:
 def environment() -> jinja2.Environment:
     """Templates with everything escaped unless it is our own markup."""
     folder = Path(__file__).parent / "templates"
-    return jinja2.Environment(
+    made = jinja2.Environment(
         loader=jinja2.FileSystemLoader(folder), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )  # fmt: skip
+    made.filters["breakable"] = lambda name: Markup(str(escape(name)).replace("_", "_<wbr>"))
+    return made
 
 
 def read_dataset(files: DatasetFiles, inputs: ReportInputs) -> Dataset:
@@ -308,16 +311,27 @@ class Pages:
                 self.book.add(None, table.caption, table, f"{panel.id}/{slot}/{place}")
 
     def _representation(self, dataset: Dataset) -> str:
-        featured = dataset.featured
-        labels = pd.read_parquet(featured.labels) if featured and featured.labels and featured.labels.is_file() else None
+        clustering = {s.name: evidence.cluster_groups(s.clusters) for s in dataset.files.systems if s.clusters and s.clusters.is_file()}
+        clustering = {name: groups for name, groups in clustering.items() if groups}
+        labelled = self._labelled(dataset, clustering)
+        labels = pd.read_parquet(labelled.labels) if labelled and labelled.labels else None
         return self._render(
             "representation.html.j2",
             dataset=dataset,
-            maps=self._maps(dataset, labels) if dataset.clips is not None and featured else None,
+            maps=self._maps(dataset, labels) if dataset.clips is not None and dataset.featured else None,
             agreement=agreement_table(dataset.metrics) if dataset.metrics is not None else None,
-            clusters=self._clusters(featured) if featured else None,
+            clusters=self._clusters(clustering),
             labels=_label_table(labels) if labels is not None else None,
+            labelled=labelled.name if labelled else "",
         )
+
+    @staticmethod
+    def _labelled(dataset: Dataset, clustering: Mapping[str, Any]) -> SystemFiles | None:
+        """The system whose labels are shown: one with clusters before others, the featured one before others."""
+        known = [s for s in dataset.files.systems if s.labels and s.labels.is_file()]
+        featured = dataset.featured.name if dataset.featured else None
+        known.sort(key=lambda s: (s.name not in clustering, s.name != featured))
+        return known[0] if known else None
 
     def _maps(self, dataset: Dataset, labels: pd.DataFrame | None) -> Panel | None:
         """Maps before and after fine-tuning, side by side, by machine and colouring."""
@@ -343,7 +357,7 @@ class Pages:
         run = evidence.first_run(system)
         found = {
             "unadapted": ("Before pre-training", files.embeddings.get(system.unadapted or "")),
-            "encoder": ("Encoder", files.embeddings.get(system.encoder or "")),
+            "encoder": ("After pre-training" if system.unadapted else "Encoder", files.embeddings.get(system.encoder or "")),
             "tuned": (f"Fine-tuned, seed {run.seed if run else ''}", run.embeddings if run else None),
         }
         return {stage: (heading, path) for stage, (heading, path) in found.items() if path is not None and path.is_file()}
@@ -361,16 +375,17 @@ class Pages:
                 alt = f"t-SNE map of {len(part)} embeddings ({stage}), coloured by {name}, {machine}: {len(counts)} groups"
                 self.book.add(figures.embedding_map(part, column), alt, table, f"{panel.id}/{stage}/{i}-{j}")
 
-    def _clusters(self, system: SystemFiles) -> Panel | None:
-        groups = evidence.cluster_groups(system.clusters) if system.clusters and system.clusters.is_file() else {}
+    def _clusters(self, clustering: Mapping[str, Mapping[str, dict[str, Any]]]) -> Panel | None:
+        groups = {
+            (f"{system}: " if len(clustering) > 1 else "") + name.replace("|", ", "): parts
+            for system, found in clustering.items()
+            for name, parts in found.items()
+        }
         if not groups:
             return None
-        names = [g.replace("|", ", ") for g in groups]
-        panel = self._panel(
-            [Choice("Clustered group", names)],
-            {"tree": "Dendrogram", "sizes": "Cluster sizes", "silhouette": "Silhouette"},
-        )
-        for index, (name, parts) in enumerate(zip(names, groups.values(), strict=True)):
+        slots = {"tree": "Dendrogram", "sizes": "Cluster sizes", "silhouette": "Silhouette"}
+        panel = self._panel([Choice("Clustered group", list(groups))], slots)
+        for index, (name, parts) in enumerate(groups.items()):
             self._cluster_slots(f"{panel.id}/{{}}/{index}", name, parts)
         return panel
 
@@ -398,33 +413,53 @@ class Pages:
         used = {s.encoder for s in dataset.files.systems if s.encoder}
         encoders = {n: p for n, p in encoders.items() if not used or n in used}
         runs = {s.name: [(f"seed {r.seed}", r.history) for r in s.runs if r.history] for s in dataset.files.systems}
-        groups = [("Pre-training", self._histories(encoders)), ("Fine-tuning", self._histories(runs))]
+        groups = [
+            ("Pre-training", self._histories("Encoder", encoders)),
+            ("Fine-tuning", self._histories("System", runs)),
+        ]
         return self._render("training.html.j2", dataset=dataset, groups=groups)
 
-    def _histories(self, sources: Mapping[str, Sequence[tuple[str, Path]]]) -> dict[str, dict[str, str]]:
-        """Name -> metric -> figure id, for what left a history."""
-        shown: dict[str, dict[str, str]] = {}
-        for name, files in sources.items():
-            tables = [evidence.read_history(p, run) for run, p in files if p.is_file()]
-            table = pd.concat(tables, ignore_index=True) if tables else None
-            if table is None or not len(table):
-                continue
-            shown[name] = {}
-            for metric, part in table.groupby("metric", sort=False):
-                last = part.sort_values("step").groupby("run", sort=False).tail(1)
-                rows = [[text(r.run), number(r.step, 0), text(f"{r.value:.5g}")] for r in last.itertuples()]
-                unit = UNITS.get(str(metric), str(metric).replace("_", " ").capitalize())
-                alt = f"{unit} of {name} over the steps, {len(last)} runs; at the end {', '.join(c[2].text for c in rows)}"
-                shown[name][unit] = self.book.add(
-                    figures.history(part, str(metric), unit), alt, Table(f"{unit} at the last step", ["Run", "Step", unit], rows, [1, 2])
-                )
-        return shown
+    def _histories(self, label: str, sources: Mapping[str, Sequence[tuple[str, Path]]]) -> Panel | None:
+        """A panel of what left a history: one figure a metric, a line a run."""
+        found = {name: [evidence.read_history(p, run) for run, p in files if p.is_file()] for name, files in sources.items()}
+        tables = {name: pd.concat(parts, ignore_index=True) for name, parts in found.items() if parts}
+        tables = {name: table for name, table in tables.items() if len(table)}
+        if not tables:
+            return None
+        metrics = list(dict.fromkeys(str(m) for table in tables.values() for m in table["metric"]))
+        panel = self._panel([Choice(label, list(tables))], {f"m{i}": _unit(m) for i, m in enumerate(metrics)})
+        for place, (name, table) in enumerate(tables.items()):
+            for index, metric in enumerate(metrics):
+                part = table[table["metric"] == metric]
+                if len(part):
+                    self._history_slot(f"{panel.id}/m{index}/{place}", name, metric, part)
+        return panel
+
+    def _history_slot(self, place: str, name: str, metric: str, part: pd.DataFrame) -> None:
+        last = part.sort_values("step").groupby("run", sort=False).tail(1)
+        rows = [[text(r.run), number(r.step, 0), text(f"{r.value:.5g}")] for r in last.itertuples()]  # type: ignore[arg-type]
+        table = Table(f"{_unit(metric)} at the last step", ["Run", "Step", _unit(metric)], rows, [1, 2])
+        alt = f"{_unit(metric)} of {name} over the steps, {len(last)} runs; at the end {', '.join(c[2].text for c in rows)}"
+        self.book.add(figures.history(part, metric), alt, table, place)
 
     def _ablation(self, dataset: Dataset) -> str:
-        known = self.provenance.get("systems") or self.provenance.get("configuration", {}).get("systems") or {}
-        parts = {str(k): v for k, v in known.items() if isinstance(v, dict)} if isinstance(known, dict) else {}
-        table = parts_table(parts, dataset.official, dataset.baseline) if parts and dataset.official is not None else None
-        return self._render("ablation.html.j2", dataset=dataset, table=table)
+        parts = system_parts(self.provenance, dataset.systems)
+        table, shared = None, ""
+        if parts and dataset.official is not None:
+            table, shared = parts_table(parts, dataset.official, dataset.baseline)
+        return self._render("ablation.html.j2", dataset=dataset, table=table, shared=shared)
+
+
+def _unit(metric: str) -> str:
+    return UNITS.get(metric, metric.replace("_", " ").capitalize())
+
+
+def system_parts(provenance: Mapping[str, Any], systems: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """System -> its parts, from the record's `systems` or the configuration's; `{}` where neither tells."""
+    for known in (provenance.get("systems"), (provenance.get("configuration") or {}).get("systems")):
+        if isinstance(known, dict):
+            return {name: known[name] for name in systems if isinstance(known.get(name), dict)}
+    return {}
 
 
 def _merges(linkage: np.ndarray, cut: float) -> list[list[Cell]]:

@@ -222,30 +222,67 @@ def agreement_table(metrics: pd.DataFrame) -> Table | None:
     return Table("Agreement of pseudo labels with the hidden attributes", headers, rows, list(range(2, len(headers))))
 
 
-def parts_table(parts: dict[str, dict[str, Any]], official: pd.DataFrame, baseline: str | None) -> Table:
-    """Systems in rows, their parts in columns; a part that differs from the baseline's is strong."""
-    reference = parts.get(baseline or "", {})
+def parts_table(
+    parts: dict[str, dict[str, Any]], official: pd.DataFrame, baseline: str | None
+) -> tuple[Table, str]:
+    """Systems in rows, the parts in which they differ in columns, and a line that names the parts they share.
+
+    A part is told by its kind and by those of its settings that differ among systems with the same kind; it is strong
+    where it differs from the baseline's.
+    """
+    scored = official[official["system"].isin(list(parts))].sort_values("mean", ascending=False, kind="stable")
+    shown = {name: _part_texts({s: parts[s].get(name) for s in scored["system"]}) for name in _part_names(parts)}
+    shared = {name: texts for name, texts in shown.items() if len(set(texts.values())) == 1 and len(texts) > 1}
+    columns = [name for name in shown if name not in shared]
     rows = []
-    for row in official.sort_values("mean", ascending=False, kind="stable").itertuples():
-        mine = parts.get(str(row.system), {})
-        cells = [text(row.system)]
-        for part in PART_NAMES:
-            shown = describe(mine.get(part))
-            cells.append(text(shown, strong=bool(reference) and shown != describe(reference.get(part))))
+    for row in scored.itertuples():
+        system = str(row.system)
+        cells = [text(system)]
+        for name in columns:
+            differs = baseline in parts and shown[name][system] != shown[name].get(str(baseline))
+            cells.append(text(shown[name][system], strong=differs))
         rows.append([*cells, number(row.mean), number(row.std), Cell(str(int(row.n)), int(row.n))])
-    headers = ["System", *(p.capitalize() for p in PART_NAMES), "Official score", "Std", "Seeds"]
-    return Table("Systems and the parts they are made of", headers, rows, [8, 9, 10])
+    headers = ["System", *(name.replace("_", " ").capitalize() for name in columns), "Official score", "Std", "Seeds"]
+    table = Table("Systems and the parts they are made of", headers, rows, [len(headers) - i for i in (3, 2, 1)])
+    return table, ", ".join(f"{name.replace('_', ' ')} {next(iter(texts.values()))}" for name, texts in shared.items())
 
 
-def describe(part: Any) -> str:
-    """One line for a part of a system: its method first, then its settings."""
-    if part is None or part is False or part == {} or part == []:
-        return "none"
-    if isinstance(part, dict):
-        kind = next((str(part[k]) for k in ("method", "name", "kind", "type", "source") if k in part), "")
-        rest = ", ".join(f"{k} {describe(v)}" for k, v in part.items() if k not in ("method", "name", "kind", "type", "source"))
-        return f"{kind} ({rest})" if kind and rest else kind or rest
-    return " + ".join(describe(v) for v in part) if isinstance(part, list | tuple) else str(part)
+def _part_names(parts: dict[str, dict[str, Any]]) -> list[str]:
+    further = sorted({name for entry in parts.values() for name in entry} - set(PART_NAMES))
+    return [name for name in (*PART_NAMES, *further) if any(name in entry for entry in parts.values())]
+
+
+def _part_texts(entries: dict[str, Any]) -> dict[str, str]:
+    """System -> one part in words: its kind, then the settings that tell it from others of its kind."""
+    settings = {system: _flat(entry) for system, entry in entries.items()}
+    kinds = {system: _kind(entry) for system, entry in entries.items()}
+    texts = {}
+    for system, own in settings.items():
+        peers = [settings[other] for other in settings if kinds[other] == kinds[system]]
+        telling = [key for key in own if any(peer.get(key) != own[key] for peer in peers)]
+        extra = ", ".join(f"{key.replace('_', ' ')} {own[key]}" for key in telling if own[key] != kinds[system])
+        texts[system] = f"{kinds[system]} ({extra})" if extra else kinds[system]
+    return texts
+
+
+def _kind(entry: Any) -> str:
+    if isinstance(entry, dict):
+        named = next((entry[key] for key in ("kind", "method", "name") if key in entry), None)
+        used = [key for key, value in entry.items() if value not in (None, False, [], {})]
+        return str(named) if named is not None else " + ".join(used) or "none"
+    if isinstance(entry, list | tuple):
+        return " + ".join(map(str, entry)) or "none"
+    return "none" if entry is None or entry is False else str(entry)
+
+
+def _flat(entry: Any, prefix: str = "") -> dict[str, str]:
+    """Leaves of a part's settings by their path, each as text."""
+    if not isinstance(entry, dict):
+        return {prefix.rstrip(" "): _kind(entry)} if prefix else {}
+    flat: dict[str, str] = {}
+    for key, value in entry.items():
+        flat |= _flat(value, f"{prefix}{key} ")
+    return flat
 
 
 def as_csv(table: Table) -> str:

@@ -117,7 +117,7 @@
     scroll.setAttribute("role", "region");
     scroll.setAttribute("aria-label", table.caption);
     const node = document.createElement("table");
-    node.append(element("caption", "", table.caption));
+    node.append(element("caption", "quiet", table.caption));
     const numeric = new Set(table.numeric);
     const row = (cells, tag) => {
       const line = document.createElement("tr");
