@@ -150,9 +150,8 @@ def catalogue_settings(name: str) -> dict:
     """What the catalogue reads of a data set's entry."""
     entry = config["datasets"][name]
     chosen = {key: entry[key] for key in CATALOGUE_KEYS if key in entry}
-    return stage_config(
-        **{**chosen, "machines": list(machines_of(name))}, path=dataset_root(name)
-    )
+    fixed = {"machines": list(machines_of(name)), "path": dataset_root(name)}
+    return stage_config(**{"partial": True, "auxiliary": False, **chosen, **fixed})
 
 
 def catalogue_inputs(wildcards) -> dict:
