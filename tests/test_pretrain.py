@@ -317,7 +317,7 @@ def test_a_run_stopped_by_a_signal_ends_with_the_same_bytes_as_an_uninterrupted_
 
 
 def test_a_run_killed_outright_resumes_from_its_last_checkpoint(sources, tmp_path):
-    recipe = {**RECIPE, "steps": 400, "checkpoint_minutes": 0.001}
+    recipe = {**RECIPE, "steps": 150, "checkpoint_minutes": 0.001}
     job = {
         "recipe": recipe,
         "clips": str(sources["noise"][0]),

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -52,8 +52,7 @@ AGREE_EVERY = 8
 Sources = Mapping[str, tuple[Path, Sequence[Path]]]
 
 
-@dataclass(frozen=True)
-class Job:
+class Job(NamedTuple):
     """What a process needs to know; plain, so that it can be sent to other processes."""
 
     settings: dict[str, Any]

@@ -28,7 +28,8 @@ def training_items(index: pd.DataFrame, clips: Mapping[str, pd.DataFrame], suppl
     """
     parts = [table.assign(dataset=name) for name, table in clips.items()]
     known = pd.concat(parts, ignore_index=True)[["dataset", "clip_id", "split", "condition", "supplement"]]
-    table = index.assign(item=np.arange(len(index))).merge(known, on=["dataset", "clip_id"], how="inner")
+    own = index[["dataset", "clip_id", "content_hash"]].assign(item=np.arange(len(index)))
+    table = own.merge(known, on=["dataset", "clip_id"], how="inner")
     usable = table["split"] == "train"
     if supplemental:
         usable |= (table["split"] == "supplemental") & (table["supplement"] == "clean")
