@@ -108,9 +108,11 @@ def mel_matrix(config: FrontEndConfig) -> torch.Tensor:
     low, high = (1127.0 * math.log(1.0 + f / 700.0) for f in (config.low_frequency, config.high_frequency))
     spacing = (high - low) / (config.mel_bins + 1)
     # float32 throughout, as Kaldi and torchaudio: rounding of the narrow filters' weights is then the same
-    number = torch.arange(config.mel_bins, dtype=torch.float32)
+    number = torch.arange(config.mel_bins, dtype=torch.float32, device="cpu")
     left, centre, right = (low + (number + edge) * spacing for edge in (0.0, 1.0, 2.0))
-    frequency = (SAMPLE_RATE / config.n_fft) * torch.arange(config.n_fft // 2, dtype=torch.float32)
+    frequency = (SAMPLE_RATE / config.n_fft) * torch.arange(
+        config.n_fft // 2, dtype=torch.float32, device="cpu"
+    )
     mel = (1127.0 * (1.0 + frequency / 700.0).log())[:, None]
     weights = torch.minimum((mel - left) / (centre - left), (right - mel) / (right - centre)).clamp_(min=0.0)
     return nn.functional.pad(weights, (0, 0, 0, 1))
@@ -118,7 +120,7 @@ def mel_matrix(config: FrontEndConfig) -> torch.Tensor:
 
 def window_values(config: FrontEndConfig) -> torch.Tensor:
     """The analysis window [window_length]: symmetric Hann, or Povey's (Hann to the power 0.85)."""
-    hann = torch.hann_window(config.window_length, periodic=False)
+    hann = torch.hann_window(config.window_length, periodic=False, device="cpu")
     if config.window == "povey":
         return hann.pow(0.85)
     if config.window == "hann":
