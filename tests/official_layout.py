@@ -137,7 +137,7 @@ def _clips(
             table.append((f"{machine}/{folder}/{stem}.wav", truth["attributes"]))
     if genuine is not None and development:
         files |= _genuine_clips(made, machine, genuine)
-    if made.year >= 2022 and table:
+    if made.year >= 2022 and kind != "evaluation" and table:
         files[f"{machine}/attributes_{'00' if development or made.year > 2022 else '03'}.csv"] = (
             _attribute_table(table)
         )

@@ -1,6 +1,7 @@
 """Whatever goes wrong on the way, a download ends with the published bytes or with a clear error."""
 
 import email.utils
+import errno
 import hashlib
 import json
 import logging
@@ -76,6 +77,12 @@ def test_a_verified_archive_is_not_fetched_again_and_a_damaged_one_is(
     assert len(server.requests_for(FILE)) == 1
     place(tmp_path, ".json").unlink()
     download_archive(ARCHIVE, tmp_path, settings)
+    place(tmp_path, ".part.json").write_text(
+        "{}"
+    )  # as a run leaves it that is killed just before it writes the record
+    place(tmp_path, ".json").unlink()
+    download_archive(ARCHIVE, tmp_path, settings)
+    assert_complete(tmp_path)
     assert len(server.requests_for(FILE)) == 1, "without a record the archive is verified, not fetched"
     place(tmp_path).write_bytes(CONTENT[:-1] + b"?")
     assert archive_file(ARCHIVE, tmp_path, settings, None).read_bytes() == CONTENT
@@ -118,6 +125,15 @@ def test_an_interrupted_transfer_goes_on_where_it_stopped(
     first, second = server.requests_for(FILE)
     assert first is None and second is not None
     assert 100_000 < int(second.removeprefix("bytes=").removesuffix("-")) <= 200_000
+    assert_complete(tmp_path)
+
+
+def test_a_server_that_ignores_the_range_costs_no_third_fetch(
+    server: ZenodoServer, settings: DownloadSettings, tmp_path: Path
+) -> None:
+    server.faults[FILE] = [Fault("truncate", after=200_000), Fault("no_range")]
+    download_archive(ARCHIVE, tmp_path, settings)
+    assert len(server.requests_for(FILE)) == 2
     assert_complete(tmp_path)
 
 
@@ -311,6 +327,17 @@ def test_two_jobs_for_one_archive_fetch_it_once(
     for job in jobs:
         job.join()
     assert len(server.requests_for(FILE)) == 1
+    assert_complete(tmp_path)
+
+
+def test_a_file_system_without_locks_is_no_obstacle(
+    server: ZenodoServer, settings: DownloadSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unsupported(handle: object, operation: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", unsupported)
+    download_archive(ARCHIVE, tmp_path, settings)
     assert_complete(tmp_path)
 
 

@@ -134,9 +134,10 @@ def _one_try(
     archive: Archive, target: Path, settings: DownloadSettings, session: requests.Session
 ) -> PublishedFile:
     published = ask_zenodo(session, archive, settings)
-    if _matches(target, {"size": published.size, "md5": published.md5}):
-        return published
     part = target.with_name(target.name + ".part")
+    if _matches(target, {"size": published.size, "md5": published.md5}):
+        _discard(part)
+        return published
     held = _held_bytes(part, published)
     _check_disk(target, published.size - held)
     digest = hashlib.md5(usedforsecurity=False)
@@ -216,7 +217,7 @@ def _held_bytes(part: Path, published: PublishedFile) -> int:
     """Bytes of `part` that belong to the published file; a part begun for another file is thrown away."""
     note = _note_path(part)
     wanted = {"md5": published.md5, "size": published.size}
-    if part.exists() and (_read_record(note) != wanted or part.stat().st_size > published.size):
+    if part.exists() and _read_record(note) != wanted:
         log.warning("%s was begun for a file with another md5: beginning afresh", part.name)
         _discard(part)
     write_text(note, json.dumps(wanted))
