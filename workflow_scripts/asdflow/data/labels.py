@@ -90,11 +90,12 @@ def apply_labels(clips: pd.DataFrame, labels: pd.DataFrame, partial: bool = Fals
     """
     if labels.empty:
         return clips
-    unlabelled = clips.index[(clips["split"] == "test") & clips["condition"].isna()]
-    clip_of = {_clip_key(clips.at[row, "machine"], clips.at[row, "path"]): row for row in unlabelled}
+    unlabelled = clips[(clips["split"] == "test") & clips["condition"].isna()]
+    rows = unlabelled[["machine", "path", "section", "domain"]].to_dict("index")
+    clip_of = {_clip_key(row["machine"], row["path"]): index for index, row in rows.items()}
     label_of = {_clip_key(label["machine"], label["file_name"]): label for label in labels.to_dict("records")}
     problems = [
-        f"clip without label: {clips.loc[clip_of[key]]['path']}"
+        f"clip without label: {rows[clip_of[key]]['path']}"
         for key in sorted(clip_of.keys() - label_of.keys())
     ]
     if not partial:
@@ -103,7 +104,7 @@ def apply_labels(clips: pd.DataFrame, labels: pd.DataFrame, partial: bool = Fals
             for machine, stem in sorted(label_of.keys() - clip_of.keys())
         ]
     for key in sorted(clip_of.keys() & label_of.keys()):
-        problems += _contradictions(clips.loc[clip_of[key]], label_of[key])
+        problems += _contradictions(rows[clip_of[key]], label_of[key])
     if problems:
         raise InputError(
             "The evaluation labels and the evaluation clips do not fit together",
@@ -124,7 +125,7 @@ def _filled(clips: pd.DataFrame, label_of: Mapping[Any, Mapping[Any, Any]]) -> p
     return clips.assign(**columns)
 
 
-def _contradictions(clip: pd.Series, label: Mapping[Any, Any]) -> Iterator[str]:
+def _contradictions(clip: Mapping[Any, Any], label: Mapping[Any, Any]) -> Iterator[str]:
     for name in ("section", "domain"):
         said, listed = clip[name], label[name]
         if listed is not None and not pd.isna(said) and said != listed:
