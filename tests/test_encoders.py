@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.conftest import REPOSITORY, SHARED, needs_shared
 
-CONFIGS = {
+CONFIGS: dict[str, dict[str, Any]] = {
     "eat": {
         "front_end": "eat_logmel",
         "architecture": {"name": "eat", "width": 32, "depth": 2, "heads": 2, "pad_multiple": 16},

@@ -12,6 +12,7 @@ from asdflow.features.front_end import (
     FRONT_ENDS,
     KALDI_FLOOR,
     PaddedFrontEnd,
+    Scratch,
     build_front_end,
     mel_matrix,
     window_values,
@@ -86,7 +87,16 @@ def test_a_clip_has_the_same_frames_alone_and_in_a_batch(name):
 def test_the_work_done_for_the_batch_at_once_gives_the_same_as_clip_by_clip():
     front_end = build_front_end("beats_logmel")
     batch = noise(8000, batch=4)
-    torch.testing.assert_close(front_end._log_energies(batch), front_end(batch), rtol=0, atol=1e-5)
+    at_once = front_end._log_energies(batch, Scratch())
+    torch.testing.assert_close(at_once, front_end(batch), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", FRONT_ENDS)
+def test_memory_used_before_leaves_no_trace(name):
+    front_end, scratch = build_front_end(name), Scratch()
+    clips = [noise(samples, seed=samples) for samples in (20_000, 3000, 48_000, 20_000)]
+    for clip in clips:
+        assert torch.equal(front_end(clip, scratch), front_end(clip))
 
 
 def test_stft_is_the_log_power_of_hann_windowed_frames():

@@ -17,7 +17,7 @@ import torch
 
 from asdflow.data.audio import read_audio
 from asdflow.errors import InputError
-from asdflow.features.front_end import SAMPLE_RATE, FrontEnd, build_front_end
+from asdflow.features.front_end import SAMPLE_RATE, FrontEnd, Scratch, build_front_end
 from asdflow.features.store import FeatureWriter
 from asdflow.files import atomic_path
 
@@ -93,7 +93,7 @@ class _Extraction:
         self.paths, self.lengths, self.audio = paths, lengths, audio
         self.front_end, self.writer = front_end, writer
 
-    def __call__(self, row: int) -> str | None:
+    def __call__(self, row: int, scratch: Scratch) -> str | None:
         """Do the clip in `row`; return what is wrong with its recording, or None."""
         try:
             samples = np.ascontiguousarray(read_audio(self.paths[row], self.audio), dtype=np.float32)
@@ -106,8 +106,9 @@ class _Extraction:
         if abs(len(samples) - expected) > RESAMPLING_SLACK:
             return f"{self.paths[row]}: {len(samples)} samples at 16 kHz, the catalogue says {expected}"
         content_hash = hashlib.sha256(samples.data).hexdigest()
-        fitted = np.pad(samples, (0, max(0, expected - len(samples))))[:expected]
-        frames = self.front_end(torch.from_numpy(fitted)[None])[0].half().numpy()
+        if len(samples) != expected:
+            samples = np.pad(samples, (0, max(0, expected - len(samples))))[:expected]
+        frames = self.front_end(torch.from_numpy(samples)[None], scratch)[0].half().numpy()
         self.writer.write(row, frames, content_hash)
         return None
 
@@ -117,7 +118,8 @@ def _run(task: _Extraction, n_clips: int, workers: int) -> list[str]:
 
     def work(rows: Iterable[int]) -> list[tuple[int, str]]:
         torch.set_num_threads(1)
-        found = ((row, task(row)) for row in rows)
+        scratch = Scratch()
+        found = ((row, task(row, scratch)) for row in rows)
         return [(row, problem) for row, problem in found if problem]
 
     threads_before = torch.get_num_threads()

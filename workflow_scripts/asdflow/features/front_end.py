@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -128,6 +129,21 @@ def window_values(config: FrontEndConfig) -> torch.Tensor:
     raise ValueError(f"front end {config.name}: window {config.window!r} is neither hann nor povey")
 
 
+class Scratch:
+    """Memory used again from clip to clip, one per thread: fresh pages for every clip cost as much as the transforms."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, torch.Tensor] = {}
+
+    def take(self, name: str, shape: Sequence[int], like: torch.Tensor) -> torch.Tensor:
+        """A contiguous float tensor of `shape` on the device of `like`, its values arbitrary; valid until taken again."""
+        size = math.prod(shape)
+        held = self._held.get(name)
+        if held is None or len(held) < size or held.device != like.device or held.dtype != like.dtype:
+            held = self._held[name] = like.new_empty(size)
+        return held[:size].view(*shape)
+
+
 class _MelFilters(nn.Module):
     """The mel product without its zeros: each group of neighbouring filters meets only the bins it covers.
 
@@ -145,9 +161,9 @@ class _MelFilters(nn.Module):
             self.ranges.append((first, last))
             self.register_buffer(f"weights_{group}", weights[first:last].contiguous(), persistent=False)
 
-    def forward(self, squares: torch.Tensor) -> torch.Tensor:
+    def forward(self, squares: torch.Tensor, scratch: Scratch) -> torch.Tensor:
         """squares [rows, 2 (n_fft // 2 + 1)] -> mel energies [rows, filters]."""
-        energies = squares.new_empty(len(squares), self.n_filters)
+        energies = scratch.take("energies", (len(squares), self.n_filters), squares)
         start = 0
         for (first, last), weights in zip(self.ranges, self.buffers(), strict=True):
             end = start + weights.shape[1]
@@ -173,10 +189,10 @@ class FrontEnd(nn.Module):
         self.register_buffer("window", window_values(config), persistent=False)
 
     @torch.no_grad()
-    def forward(self, waveform: torch.Tensor) -> torch.Tensor:
+    def forward(self, waveform: torch.Tensor, scratch: Scratch | None = None) -> torch.Tensor:
         """waveform [batch, samples] -> [batch, frames, bins] float32.
 
-        Raises InputError for clips shorter than one window.
+        A caller with many clips gives a `scratch` of its own. Raises InputError for clips shorter than one window.
         """
         if waveform.shape[-1] < self.config.window_length:
             raise InputError(
@@ -185,33 +201,39 @@ class FrontEnd(nn.Module):
             )
         # one clip's frames stay in a CPU's cache, a whole batch's do not
         block = 1 if waveform.device.type == "cpu" else len(waveform)
-        return torch.cat([self._log_energies(clips) for clips in waveform.float().split(block)])
+        n_frames = self.config.n_frames(waveform.shape[-1])
+        result = waveform.new_empty(len(waveform), n_frames, self.bins, dtype=torch.float32)
+        scratch = Scratch() if scratch is None else scratch
+        for clips, frames in zip(waveform.float().split(block), result.split(block), strict=True):
+            frames.copy_(self._log_energies(clips, scratch))
+        return result
 
-    def _log_energies(self, waveform: torch.Tensor) -> torch.Tensor:
-        """waveform [batch, samples] -> [batch, frames, bins]."""
+    def _log_energies(self, waveform: torch.Tensor, scratch: Scratch) -> torch.Tensor:
+        """waveform [batch, samples] -> [batch, frames, bins], in the scratch memory."""
         config = self.config
-        frames = self._windowed(waveform)
-        squares = torch.view_as_real(torch.fft.rfft(frames)).flatten(2)
-        squares.mul_(squares)
-        batch, n_frames = squares.shape[:2]
+        frames = self._windowed(waveform, scratch)
+        batch, n_frames = frames.shape[:2]
+        parts = scratch.take("spectrum", (batch, n_frames, config.n_fft // 2 + 1, 2), frames)
+        torch.fft.rfft(frames, out=torch.view_as_complex(parts))
+        parts.mul_(parts)
         if self.mel is None:
-            energies = squares.unflatten(2, (-1, 2)).sum(-1)
+            energies = torch.sum(parts, -1, out=scratch.take("energies", parts.shape[:-1], parts))
         else:
-            energies = self.mel(squares.flatten(0, 1)).view(batch, n_frames, self.bins)
+            energies = self.mel(parts.view(batch * n_frames, -1), scratch).view(batch, n_frames, self.bins)
         return energies.clamp_(min=config.floor).log_().sub_(config.mean).div_(2 * config.std)
 
-    def _windowed(self, waveform: torch.Tensor) -> torch.Tensor:
+    def _windowed(self, waveform: torch.Tensor, scratch: Scratch) -> torch.Tensor:
         """Cut into frames and window them: [batch, samples] -> [batch, frames, n_fft], zeros after each window.
 
         Each rounding happens where Kaldi's does (mean off the frame, then the filter, then the window): in bins far
         below a frame's peak the rounding of float32 alone moves the logarithm by more than 1e-3.
         """
         config = self.config
-        clip = waveform * config.scale
+        clip = torch.mul(waveform, config.scale, out=scratch.take("clip", waveform.shape, waveform))
         if config.subtract_clip_mean:
-            clip = clip - clip.mean(dim=-1, keepdim=True)
+            clip -= clip.mean(dim=-1, keepdim=True)
         cut = clip.unfold(-1, config.window_length, config.hop)
-        padded = clip.new_empty(*cut.shape[:2], config.n_fft)
+        padded = scratch.take("padded", (*cut.shape[:2], config.n_fft), clip)
         padded[..., config.window_length :] = 0.0
         frames = padded[..., : config.window_length]
         if config.remove_dc:
@@ -219,7 +241,8 @@ class FrontEnd(nn.Module):
         else:
             frames.copy_(cut)
         if config.preemphasis:
-            before = config.preemphasis * frames[..., :-1]
+            before = scratch.take("before", (*cut.shape[:2], config.window_length - 1), clip)
+            torch.mul(frames[..., :-1], config.preemphasis, out=before)
             frames[..., 1:] -= before
             frames[..., 0] -= before[..., 0]
         frames.mul_(self.window)
@@ -249,8 +272,8 @@ class PaddedFrontEnd(FrontEnd):
         super().__init__(config)
         self.pad_multiple = pad_multiple
 
-    def forward(self, waveform: torch.Tensor) -> torch.Tensor:
+    def forward(self, waveform: torch.Tensor, scratch: Scratch | None = None) -> torch.Tensor:
         """waveform [batch, samples] -> [batch, padded frames, bins] float32."""
-        frames = super().forward(waveform)
+        frames = super().forward(waveform, scratch)
         missing = -frames.shape[-2] % self.pad_multiple
         return nn.functional.pad(frames, (0, 0, 0, missing), value=self.pad_value)
