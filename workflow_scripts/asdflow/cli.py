@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,11 +21,21 @@ app = typer.Typer(
 )
 
 
+class Terminal(logging.Handler):
+    """Shows messages on standard output, warnings and errors on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one message."""
+        typer.echo(self.format(record), err=record.levelno >= logging.WARNING)
+
+
 @app.callback()
 def main() -> None:
     """Learn what a healthy machine sounds like and find the sounds that differ."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("asdflow").setLevel(logging.INFO)
+    logger = logging.getLogger("asdflow")
+    logger.setLevel(logging.INFO)
+    if not any(isinstance(handler, Terminal) for handler in logger.handlers):
+        logger.addHandler(Terminal())
 
 
 def readable_errors(command: Callable[..., None]) -> Callable[..., None]:
@@ -60,6 +71,54 @@ def evaluate(
 
     result = evaluate_submission(year, submission, labels, against, replicates)
     typer.echo(result.as_json() if json else result.as_text())
+
+
+@app.command()
+@readable_errors
+def detect(
+    model_dir: Annotated[
+        Path, typer.Argument(help="Folder of a trained system, as the workflow exports it.")
+    ],
+    recordings: Annotated[
+        list[Path] | None, typer.Argument(help="WAV or FLAC files, and folders of them.")
+    ] = None,
+    machine: Annotated[str | None, typer.Option(help="Which machine was recorded.")] = None,
+    section: Annotated[str | None, typer.Option(help="Which section, where the machine has several.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Results as .csv or .parquet.")] = None,
+    windows: Annotated[
+        Path | None, typer.Option(help="The score over time of every recording as .csv or .parquet.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Folder for one picture (PNG) a recording.")] = None,
+    watch: Annotated[
+        Path | None, typer.Option(help="Follow a folder that a recorder writes to; needs --output.")
+    ] = None,
+    false_alarm_rate: Annotated[
+        float | None, typer.Option(min=1e-9, max=0.999, help="Another false-alarm rate than the trained one.")
+    ] = None,
+    hop: Annotated[
+        float | None,
+        typer.Option(min=0.01, help="Seconds between windows of long recordings; half a window."),
+    ] = None,
+    settle: Annotated[
+        float, typer.Option(min=0, help="--watch: seconds a file must have stood still.")
+    ] = 2.0,
+    workers: Annotated[int | None, typer.Option(min=1, help="Recordings scored at once; all cores.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Score new recordings. Exit code 0: none anomalous, 1: some anomalous, 2: some recordings or arguments are wrong."""
+    from asdflow.detection.command import run_detect, run_watch
+    from asdflow.detection.detect import Options
+
+    options = Options(hop, false_alarm_rate, workers or len(os.sched_getaffinity(0)))
+    if watch is not None:
+        code = run_watch(
+            model_dir, recordings or [], watch, machine, section, output, options, settle, device
+        )
+    else:
+        code = run_detect(
+            model_dir, recordings or [], machine, section, output, plot, windows, options, device
+        )
+    raise typer.Exit(code)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,6 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
-from imblearn.over_sampling import SMOTE
-from sklearn.cluster import KMeans as ScikitKMeans
-from sklearn.covariance import ledoit_wolf_shrinkage
 
 from asdflow.detection.neighbours import (
     chunks,
@@ -32,7 +29,7 @@ LEAST_CLIPS = 3
 
 
 class Scores(NamedTuple):
-    """Anomaly scores float32 [m] and the number of the training clip each is nearest to, int64 [m]."""
+    """Anomaly scores float64 [m] and the number of the training clip each is nearest to, int64 [m]."""
 
     anomaly_score: torch.Tensor
     nearest: torch.Tensor
@@ -85,12 +82,12 @@ class BackEnd(ABC):
     def score(self, embeddings: torch.Tensor) -> Scores:
         """Score float32 [m, d]."""
         scores, near = self._score(self._prepare(embeddings.to(self.device, torch.float32)))
-        return Scores(scores.cpu(), near.cpu())
+        return Scores(scores.double().cpu(), near.cpu())
 
     def leave_one_out(self) -> Scores:
         """Score each training clip as if it had not been fitted, in the order of `fit`."""
         scores, near = self._leave_one_out()
-        return Scores(scores.cpu(), near.cpu())
+        return Scores(scores.double().cpu(), near.cpu())
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Everything that was fitted, for a safetensors file."""
@@ -205,6 +202,8 @@ class KNN(BackEnd):
 
     def _synthetic(self, clips: torch.Tensor, count: int) -> torch.Tensor:
         """`count` points between neighbouring clips [count, d]."""
+        from imblearn.over_sampling import SMOTE  # slow to import, and `detect` never needs it
+
         values = clips.cpu().numpy()
         other = np.zeros((1, values.shape[1]), dtype=values.dtype)  # the sampler asks for a second class
         neighbours = min(self.settings["smote"].get("neighbours", 5), len(values) - 1)
@@ -220,7 +219,7 @@ class KNN(BackEnd):
     def _density(self, references: torch.Tensor) -> torch.Tensor:
         """What distances to each reference are divided by [n]."""
         if self.settings["normalisation"] == "none":
-            return references.new_ones(len(references))
+            return torch.ones(len(references), dtype=torch.float64, device=self.device)
         near = nearest(
             references, references, self._neighbours(references), self.metric, leave_out_self=True
         )[0]
@@ -310,26 +309,25 @@ class KMeans(BackEnd):
     def _assign(self, clips: torch.Tensor) -> torch.Tensor:
         if len(clips) <= self.settings["centres"]:
             return torch.arange(len(clips), device=self.device)
+        from sklearn.cluster import KMeans as ScikitKMeans
+
         fitted = ScikitKMeans(self.settings["centres"], n_init=4, random_state=self.seed).fit(
             clips.cpu().numpy()
         )
         dense = np.unique(fitted.labels_, return_inverse=True)[1]
         return torch.from_numpy(dense).to(self.device, torch.int64)
 
-    def _centres(self, means: torch.Tensor) -> torch.Tensor:
-        return unit_rows(means) if self.metric == "cosine" else means
-
     def _score(self, queries: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        best, _ = nearest(queries, self._centres(self.state["means"]), 1, self.metric)
+        best, _ = nearest(queries, self.state["means"], 1, self.metric)
         return best[:, 0], self._nearest_clip(queries)
 
     def _leave_one_out(self) -> tuple[torch.Tensor, torch.Tensor]:
         bank, member = self.state["bank"], self.state["member"]
         count = self.state["count"][member][:, None]
-        moved = self._centres((count * self.state["means"][member] - bank) / (count - 1).clamp(min=1))
+        moved = (count * self.state["means"][member] - bank) / (count - 1).clamp(min=1)
         scores = []
         for rows in chunks(len(bank), query_chunk(len(self.state["means"]))):
-            block = distances(bank[rows], self._centres(self.state["means"]), self.metric)
+            block = distances(bank[rows], self.state["means"], self.metric)
             own = torch.stack(
                 [
                     distances(x[None], c[None], self.metric)[0, 0]
@@ -357,6 +355,8 @@ class Mahalanobis(BackEnd):
     }
 
     def _fit(self, domains: Names) -> None:
+        from sklearn.covariance import ledoit_wolf_shrinkage
+
         bank, part = self.state["bank"], self.state["part"]
         means, precisions, shares = [], [], []
         for number in range(int(part.max()) + 1):
@@ -374,8 +374,13 @@ class Mahalanobis(BackEnd):
         self.state["shrinkage"] = torch.tensor(shares, dtype=torch.float64)
 
     def _against(self, queries: torch.Tensor, number: int) -> torch.Tensor:
-        difference = queries - self.state["mean"][number]
-        return ((difference @ self.state["precision"][number]) * difference).sum(1).clamp(min=0.0).sqrt()
+        difference = queries.double() - self.state["mean"][number].double()
+        return (
+            ((difference @ self.state["precision"][number].double()) * difference)
+            .sum(1)
+            .clamp(min=0.0)
+            .sqrt()
+        )
 
     def _score(self, queries: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         scores = torch.stack([self._against(queries, number) for number in range(len(self.state["mean"]))])
@@ -385,9 +390,7 @@ class Mahalanobis(BackEnd):
         bank, part = self.state["bank"], self.state["part"]
         scores = torch.stack([self._against(bank, number) for number in range(len(self.state["mean"]))])
         for number, share in enumerate(self.state["shrinkage"].tolist()):
-            scores[number, part == number] = left_out_mahalanobis(
-                bank[part == number].double(), share
-            ).float()
+            scores[number, part == number] = left_out_mahalanobis(bank[part == number].double(), share)
         return scores.min(0).values, self._nearest_clip(bank, leave_out_self=True)
 
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import torch
 
-CHUNK_VALUES = 1 << 23
-"""Distances held at once (32 MiB of float32)."""
+CHUNK_VALUES = 1 << 22
+"""Distances held at once (32 MiB)."""
 REFERENCE_CHUNK = 1 << 14
 
 
@@ -17,12 +17,15 @@ def unit_rows(vectors: torch.Tensor) -> torch.Tensor:
 
 
 def distances(queries: torch.Tensor, references: torch.Tensor, metric: str) -> torch.Tensor:
-    """Distances [m, n] by one matrix product: cosine (rows must have unit length: 1 - cos) or euclidean."""
-    product = queries @ references.T
+    """Distances float64 [m, n] by one matrix product: cosine (1 - cos) or euclidean.
+
+    In double precision: clips of one machine are so alike that 1 - cos, computed in float32, would keep three digits.
+    """
+    queries, references = queries.double(), references.double()
     if metric == "cosine":
-        return (1.0 - product).clamp_(min=0.0)
+        return (1.0 - unit_rows(queries) @ unit_rows(references).T).clamp_(min=0.0)
     squares = queries.square().sum(1)[:, None] + references.square().sum(1)[None, :]
-    return (squares - 2.0 * product).clamp_(min=0.0).sqrt_()
+    return (squares - 2.0 * queries @ references.T).clamp_(min=0.0).sqrt_()
 
 
 def chunks(count: int, size: int) -> Iterator[slice]:
@@ -67,9 +70,9 @@ def nearest(
 
     Returns
     -------
-    (distances [m, k] ascending, reference numbers int64 [m, k]).
+    (distances float64 [m, k] ascending, reference numbers int64 [m, k]).
     """
-    best = queries.new_full((len(queries), k), torch.inf)
+    best = torch.full((len(queries), k), torch.inf, dtype=torch.float64, device=queries.device)
     index = torch.zeros((len(queries), k), dtype=torch.int64, device=queries.device)
     for rows in chunks(len(queries), query_chunk(len(references))):
         for columns in chunks(len(references), REFERENCE_CHUNK):
@@ -97,7 +100,7 @@ def leave_one_out_density(
     Reference i is left out as a neighbour of itself **and** where it counts among the nearest of another reference r:
     there r's mean distance takes the next reference instead. Equals, for each i, fitting without i and scoring i.
     """
-    best = references.new_full((len(references), k), torch.inf)
+    best = torch.full((len(references), k), torch.inf, dtype=torch.float64, device=references.device)
     index = torch.zeros((len(references), k), dtype=torch.int64, device=references.device)
     near, number = nearest(references, references, neighbours + 1, metric, leave_out_self=True)
     total, following, number = near[:, :neighbours].sum(1), near[:, neighbours], number[:, :neighbours]

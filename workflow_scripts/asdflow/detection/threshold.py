@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-from scipy import optimize, special, stats
+from scipy import special
 
 from asdflow.errors import InputError
 
@@ -44,14 +44,17 @@ class DecisionThreshold:
     def false_alarms_at(self, scores: npt.ArrayLike) -> Floats:
         """Share of normal clips expected to score as high as each of `scores` or higher, float64 [m].
 
-        By the gamma fit, or by rank: (1 + number of training scores as high) / (n + 1).
+        By the gamma fit, or by rank: (1 + number of training scores as high) / (n + 1). Above the highest training score,
+        where every rank is the same, a quantile takes the gamma fit's tail if that is smaller (ours).
         """
         values = np.asarray(scores, dtype=np.float64)
         if self.method == "gamma":
-            return np.asarray(stats.gamma.sf(values, self.shape, scale=self.scale), dtype=np.float64)
+            return gamma_above(values, self.shape, self.scale)
         training = np.asarray(self.training_scores)
         as_high = len(training) - np.searchsorted(training, values, side="left")
-        return np.asarray((1 + as_high) / (len(training) + 1), dtype=np.float64)
+        by_rank = (1 + as_high) / (len(training) + 1)
+        tail = gamma_above(values, self.shape, self.scale)
+        return np.asarray(np.where(as_high == 0, np.minimum(by_rank, tail), by_rank), dtype=np.float64)
 
     def at_rate(self, rate: float) -> float:
         """The threshold for another false-alarm rate.
@@ -61,10 +64,10 @@ class DecisionThreshold:
         """
         training = np.asarray(self.training_scores)
         if self.method == "gamma":
-            return float(stats.gamma.isf(rate, self.shape, scale=self.scale))
+            return gamma_limit(rate, self.shape, self.scale)
         if rate >= 1 / (len(training) + 1):
             return float(training[conformal_rank(len(training), rate) - 1])
-        return max(float(training[-1]), float(stats.gamma.isf(rate, self.shape, scale=self.scale)))
+        return max(float(training[-1]), gamma_limit(rate, self.shape, self.scale))
 
     def to_dict(self) -> dict[str, Any]:
         """All values, ready for JSON."""
@@ -93,8 +96,20 @@ def fit_gamma(scores: Floats) -> tuple[float, float]:
     gap = np.log(mean) - float(np.mean(np.log(positive)))
     if gap <= 5e-7:
         return 1e6, mean / 1e6
-    shape = float(optimize.brentq(lambda k: np.log(k) - special.digamma(k) - gap, 1e-3, 1e7))
+    from scipy.optimize import brentq
+
+    shape = float(brentq(lambda k: np.log(k) - special.digamma(k) - gap, 1e-3, 1e7))
     return shape, mean / shape
+
+
+def gamma_above(values: Floats, shape: float, scale: float) -> Floats:
+    """Probability that a gamma distributed score exceeds each of `values` [m]."""
+    return np.asarray(special.gammaincc(shape, np.maximum(values, 0.0) / scale), dtype=np.float64)
+
+
+def gamma_limit(rate: float, shape: float, scale: float) -> float:
+    """The score that a gamma distributed score exceeds with probability `rate`."""
+    return float(special.gammainccinv(shape, rate)) * scale
 
 
 def fit_threshold(
@@ -121,7 +136,7 @@ def fit_threshold(
         raise InputError("the decision settings are wrong", problems, "see configs/systems/ for examples")
     scores = np.sort(np.asarray(training_scores, dtype=np.float64))
     shape, scale = fit_gamma(scores)
-    expected, threshold = rate, float(stats.gamma.isf(rate, shape, scale=scale))
+    expected, threshold = rate, gamma_limit(rate, shape, scale)
     if chosen["method"] == "quantile":
         rank = conformal_rank(len(scores), rate)
         expected, threshold = (len(scores) - rank + 1) / (len(scores) + 1), float(scores[rank - 1])
