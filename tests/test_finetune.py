@@ -17,7 +17,7 @@ from asdflow.models.encoder import build_encoder, save_encoder
 from asdflow.training import finetune as stage
 from asdflow.training.finetune import finetune
 from asdflow.training.material import TrainingMaterial, crop
-from asdflow.training.network import load_model
+from asdflow.training.network import TunedModel, load_model
 from safetensors.torch import load_file
 
 FRONT_END = FRONT_ENDS["eat_logmel"]
@@ -209,7 +209,7 @@ def test_a_stored_model_embeds_as_the_run_did_and_the_base_is_untouched(world, c
 def test_a_frozen_base_stays_frozen_inside_lora(world):
     output = world.run("lora", changed(tuning__method="lora"))
     model = load_model(output)
-    assert model.tuned is not None
+    assert isinstance(model, TunedModel) and model.tuned is not None
     base = load_file(world.encoder / "encoder.safetensors")
     tuned = {name.replace(".base.", "."): value for name, value in model.tuned.encoder.state_dict().items()}
     assert all(torch.equal(tuned[name], value) for name, value in base.items())
@@ -319,3 +319,48 @@ def test_features_missing_for_labelled_clips_are_named(world, tmp_path):
             world.sources, tmp_path / "labels.parquet", world.folder / "clips.parquet", "none", 0
         )
     assert caught.value.problems == ["fan/train/nowhere"]
+
+
+@pytest.fixture(scope="module")
+def spectra(tmp_path_factory):
+    """A world of spectrograms for the autoencoder: anomalous clips have a band that training clips have not."""
+    folder = tmp_path_factory.mktemp("spectra")
+    rng, rows = np.random.default_rng(0), []
+    frames = []
+    for number in range(16):
+        split, odd = ("train", False) if number < 12 else ("test", number >= 14)
+        clip = 0.1 * rng.normal(size=(30, 513))
+        clip[:, 100:110] += 1.0
+        clip[:, 300:330] += 1.0 * odd
+        frames.append(clip.astype(np.float16))
+        rows.append((f"fan/{split}/{number}", "fan", split, None, "target" if number % 4 == 3 else "source"))
+    clips = pd.DataFrame(rows, columns=["clip_id", "machine", "split", "supplement", "domain"])
+    clips.to_parquet(folder / "clips.parquet")
+    labels = clips[clips["split"] == "train"].assign(
+        dataset="demo", section="00", origin="domain", label_name="fan"
+    )
+    labels.to_parquet(folder / "labels.parquet")
+    path = folder / "fan.h5"
+    write_features(path, clips["clip_id"].tolist(), frames, clips["clip_id"].tolist(), FRONT_ENDS["stft"])
+    return folder, path
+
+
+@pytest.mark.parametrize("score", ["mse", "mahalanobis"])
+def test_the_official_autoencoder_scores_odd_clips_higher(spectra, tmp_path, score):
+    folder, path = spectra
+    own = {"epochs": 60, "learning_rate": 1e-2, "batch_size": 64, "score": score}
+    settings = changed(tuning__method="autoencoder")
+    settings["tuning"]["autoencoder"] = own
+    finetune(
+        settings, {"demo": [path]}, folder / "labels.parquet", folder / "clips.parquet", folder / "nowhere", 0,
+        tmp_path, tmp_path / "checkpoints", "cpu",
+    )  # fmt: skip
+    ids, values = read_embeddings(tmp_path / "embeddings.h5")
+    assert values.shape == (16, 1)
+    assert values[14:].min() > values[12:14].max()
+    history = pd.read_parquet(tmp_path / "history.parquet")
+    loss = history.loc[history["metric"] == "loss_fan", "value"].to_numpy()
+    assert len(loss) == 60 and loss[-1] < 0.5 * loss[0]
+    store = FeatureStore({"demo": [path]})
+    again = load_model(tmp_path).embed([store.frames(3)], ["fan"])
+    np.testing.assert_allclose(again[0], values[ids.index("fan/train/3")], rtol=1e-5)

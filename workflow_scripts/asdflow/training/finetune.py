@@ -22,9 +22,10 @@ from asdflow.models.encoder import WEIGHTS
 from asdflow.models.loading import load_encoder
 from asdflow.provenance import code_digest
 from asdflow.training.augmentation import Augmentation
+from asdflow.training.autoencoder import train_autoencoders
 from asdflow.training.checkpoint import Checkpoints
 from asdflow.training.material import Batch, TrainingMaterial
-from asdflow.training.network import EmbeddingModel, EmbeddingNetwork
+from asdflow.training.network import EmbeddingModel, EmbeddingNetwork, TunedModel
 from asdflow.training.objectives import Objective, Targets, build_objective, views_needed
 from asdflow.training.progress import Progress
 from asdflow.training.schedule import cosine_with_warmup
@@ -58,12 +59,20 @@ def finetune(
     checkpoint_dir : where an interrupted training leaves its state and finds it again.
     device : auto, cpu or cuda.
 
-    With method `none` nothing is trained; the encoder's own embeddings are pooled.
+    With method `none` nothing is trained; the encoder's own embeddings are pooled. With method `autoencoder` the official
+    baseline is trained instead, and each clip's one value is its anomaly score.
     """
     chosen = pick_device(device)
     tuning = settings["tuning"]
     material = TrainingMaterial(sources, labels, clips, tuning["balance"], seed)
-    model = EmbeddingModel(settings, load_encoder(encoder_dir), material.machines, seed, chosen)
+    own_clips = {material.scored: sources[material.scored]}
+    if tuning["method"] == "autoencoder":
+        baseline, rows = train_autoencoders(settings, material, seed, checkpoint_dir, chosen)
+        baseline.save(output, settings)
+        Progress(1, 1, chosen, 1, rows=rows).write(output / "history.parquet")
+        _embed_all(baseline, own_clips, output / "embeddings.h5")
+        return
+    model = TunedModel(settings, load_encoder(encoder_dir), material.machines, seed, chosen)
     progress = Progress(tuning["steps"], tuning["log_every"], chosen, tuning["batch_size"])
     if model.tuned is not None:
         digest = file_digest(encoder_dir / WEIGHTS)
@@ -71,7 +80,7 @@ def finetune(
     _fit_frozen(model, material)
     model.save(output, encoder_dir, material.classes)
     progress.write(output / "history.parquet")
-    _embed_all(model, {material.scored: sources[material.scored]}, output / "embeddings.h5")
+    _embed_all(model, own_clips, output / "embeddings.h5")
 
 
 class _Training:
@@ -81,7 +90,7 @@ class _Training:
         self,
         settings: Mapping[str, Any],
         material: TrainingMaterial,
-        model: EmbeddingModel,
+        model: TunedModel,
         seed: int,
         checkpoints: Path,
     ) -> None:
@@ -242,7 +251,7 @@ def _optimiser(
     return torch.optim.AdamW(groups, betas=(0.9, 0.98))
 
 
-def _fit_frozen(model: EmbeddingModel, material: TrainingMaterial) -> None:
+def _fit_frozen(model: TunedModel, material: TrainingMaterial) -> None:
     """Fit what the untouched embeddings are standardised with, on the scored data set's training clips."""
     own = material.table.loc[material.table["dataset"] == material.scored]
     frames = [material.store.frames(item) for item in own["item"]]

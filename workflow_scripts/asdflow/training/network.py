@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -11,21 +10,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from asdflow.errors import InputError
 from asdflow.features.store import padded_length
-from asdflow.files import atomic_path, file_digest, write_text
+from asdflow.files import file_digest
 from asdflow.models.encoder import WEIGHTS, Encoder, build_encoder
 from asdflow.models.loading import load_encoder
 from asdflow.models.pooling import build_pooling
 from asdflow.training.adaptation import GroupAdapters, add_low_rank, build_group_adapters
+from asdflow.training.autoencoder import AutoencoderModel
+from asdflow.training.embedding_model import EmbeddingModel, read_model, write_model
 from asdflow.training.material import crop
 
 log = logging.getLogger(__name__)
 
-FORMAT, VERSION = "asdflow-model", 1
+__all__ = ["EmbeddingModel", "EmbeddingNetwork", "TunedModel", "load_model"]
+
 FRAMES_PER_PASS = 16 * 1024
 """Frames that go through an encoder at once when clips are embedded."""
 
@@ -77,7 +78,7 @@ class EmbeddingNetwork(nn.Module):
         return own
 
 
-class EmbeddingModel:
+class TunedModel(EmbeddingModel):
     """Everything between cached features and a clip's embedding: what the `finetune` stage stores.
 
     A clip's embedding is the tuned network's, averaged over crops; with a `frozen_share` f the untouched encoder's
@@ -198,15 +199,13 @@ class EmbeddingModel:
             tensors = self.tuned.state_dict() if stored == "all" else self.tuned.adapted()
             weights |= {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         description = {
-            "format": FORMAT, "version": VERSION, "stored": stored, "machines": self.machines, "classes": list(classes),
+            "stored": stored, "machines": self.machines, "classes": list(classes),
             "encoder": {
                 "path": str(encoder_dir), "digest": file_digest(encoder_dir / WEIGHTS), "config": self.encoder_config,
             },
             "tuning": tuning, "pooling": self.settings["pooling"],
         }  # fmt: skip
-        with atomic_path(directory / "model.safetensors") as temporary:
-            save_file(weights, temporary)
-        write_text(directory / "model.json", json.dumps(description, indent=1, sort_keys=True) + "\n")
+        write_model(directory, description, weights)
 
 
 def load_model(directory: Path, encoder_dir: Path | None = None, device: str = "cpu") -> EmbeddingModel:
@@ -215,18 +214,9 @@ def load_model(directory: Path, encoder_dir: Path | None = None, device: str = "
     encoder_dir : where the base encoder lies, if not where model.json says; it must be the very same encoder.
     Raises InputError for files that are missing, foreign or damaged, and for a base encoder with another digest.
     """
-    path = Path(directory) / "model.json"
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-        weights = load_file(Path(directory) / "model.safetensors")
-    except Exception as error:
-        raise InputError(
-            f"{directory} is not a fine-tuned model", [str(error)], "run the finetune step again"
-        ) from error
-    if description.get("format") != FORMAT or description.get("version") != VERSION:
-        raise InputError(
-            f"{path} is not of a form that this asdflow reads", remedy="run the finetune step again"
-        )
+    description, weights = read_model(directory)
+    if description["tuning"]["method"] == "autoencoder":
+        return AutoencoderModel.restore(description, weights, torch.device(device))
     settings = {"tuning": description["tuning"], "pooling": description["pooling"]}
     whole = description["stored"] == "all" and description["tuning"]["frozen_share"] == 0
     base = (
@@ -234,7 +224,7 @@ def load_model(directory: Path, encoder_dir: Path | None = None, device: str = "
         if whole
         else _base_encoder(description["encoder"], encoder_dir)
     )
-    model = EmbeddingModel(settings, base, description["machines"], 0, torch.device(device))
+    model = TunedModel(settings, base, description["machines"], 0, torch.device(device))
     model.centre, model.spread = weights.pop("readout.centre"), weights.pop("readout.spread")
     if model.tuned is not None:
         found = model.tuned.load_state_dict(weights, strict=description["stored"] == "all")
