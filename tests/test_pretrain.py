@@ -39,6 +39,7 @@ from asdflow.training.self_distillation import (
 )
 from safetensors.torch import load_file
 
+from benchmarks.pretraining import naive_losses
 from tests.conftest import REPOSITORY
 
 ARCHITECTURE = {"name": "eat", "width": 16, "depth": 2, "heads": 2, "max_frames": 512, "pad_multiple": 16}
@@ -119,40 +120,29 @@ def small_case(clips=2, masks=3, frames=64, width=16):
     return student, teacher, log_mel, drawn, noise
 
 
-def naive_losses(student, teacher, log_mel, masks, noise):
-    """The same objective the plain way: per mask one teacher pass, and a student over all patches.
-
-    Mask tokens stand in for hidden patches; no patch may look at them, so that they change nothing for the visible.
-    """
-    encoder, per_clip = student.encoder, len(masks.kept) // len(log_mel)
-    frame, utterance = [], []
-    for i in range(len(masks.kept)):
-        clip = log_mel[i // per_clip][None]
-        targets = layer_targets(teacher, clip)[0]
-        seen = torch.zeros(len(targets), dtype=torch.bool).index_fill_(0, masks.kept[i], True)
-        tokens = torch.where(seen[:, None], encoder.patches(clip)[0], torch.zeros(encoder.width))
-        x = encoder.with_cls(tokens[None])
-        for block in encoder.blocks:
-            x = block(x, torch.cat([torch.tensor([True]), seen])[None, None, None])
-        canvas = torch.where(seen[:, None], x[0, 1:], noise[i % per_clip])
-        predicted = student.decoder(canvas[None], encoder.grid(log_mel.shape[1]), masks.hidden[i])
-        scale = encoder.width**-0.5
-        frame.append((predicted - targets[masks.hidden[i]]).square().sum(1).mean() * scale)
-        utterance.append((x[0, 0] - targets.mean(0)).square().sum() * scale)
-    return torch.stack(frame).mean(), torch.stack(utterance).mean()
-
-
 def test_the_loss_and_its_gradients_are_those_of_the_naive_form():
+    """The naive form: per mask one teacher pass, and a student over all patches that may not look at mask tokens."""
     student, teacher, log_mel, masks, noise = small_case()
     losses = distillation_losses(student(log_mel, masks, noise), layer_targets(teacher, log_mel), masks)
-    naive = naive_losses(student, teacher, log_mel, masks, noise)
-    for ours, plain in zip(losses, naive, strict=True):
-        torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-6)
+    per_mask = list(naive_losses(student, teacher, log_mel, masks, noise, restricted=True))
+    assert len(per_mask) == 3
+    frame, utterance = (torch.stack(part).mean() for part in zip(*per_mask, strict=True))
+    torch.testing.assert_close(losses.frame, frame, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(losses.utterance, utterance, rtol=1e-5, atol=1e-6)
     parameters = list(student.parameters())
     gradients = torch.autograd.grad(losses.frame + losses.utterance, parameters)
-    naive_gradients = torch.autograd.grad(naive[0] + naive[1], parameters)
+    naive_gradients = torch.autograd.grad(frame + utterance, parameters)
     for one, other in zip(gradients, naive_gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+def test_letting_patches_look_at_mask_tokens_is_another_function():
+    student, teacher, log_mel, masks, noise = small_case()
+    ways = [
+        list(naive_losses(student, teacher, log_mel, masks, noise, restricted))
+        for restricted in (True, False)
+    ]
+    assert abs(ways[0][0].frame - ways[1][0].frame) > 1e-4
 
 
 def test_the_student_learns_nothing_from_hidden_patches():
