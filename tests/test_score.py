@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from asdflow.detection.detector import Detector
+from asdflow.detection.ensemble import ensemble
 from asdflow.detection.score import score
 from asdflow.errors import InputError
 from asdflow.features.embeddings import write_embeddings
@@ -162,3 +163,31 @@ def test_an_embedding_that_is_no_number_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         run_score(tmp_path, clips, vectors)
     assert clips["clip_id"].iloc[5] in caught.value.problems[0]
+
+
+def test_an_ensemble_is_the_mean_of_scores_standardised_by_training_scores(tmp_path: Path) -> None:
+    clips, vectors = catalogue(np.random.default_rng(0), {"fan": ["00"], "valve": ["00"]})
+    first = run_score(tmp_path / "a", clips, vectors)
+    second = run_score(tmp_path / "b", clips, vectors, {"backend": {"name": "mahalanobis"}})
+    ensemble(tmp_path / "a" / "clips.parquet", [first, second], {"method": "quantile"}, tmp_path / "out")
+    found = pd.read_parquet(tmp_path / "out" / "scores.parquet")
+    assert found["clip_id"].tolist() == pd.read_parquet(first / "scores.parquet")["clip_id"].tolist()
+    expected = np.zeros(90)
+    for run in (first, second):
+        train = pd.read_parquet(run / "train_scores.parquet").query("clip_id.str.startswith('fan')")[
+            "anomaly_score"
+        ]
+        test = pd.read_parquet(run / "scores.parquet").query("clip_id.str.startswith('fan')")["anomaly_score"]
+        expected = expected + (test.to_numpy() - train.mean()) / train.std(ddof=0) / 2
+    fan = found[found["clip_id"].str.startswith("fan")]
+    assert fan["anomaly_score"].to_numpy() == pytest.approx(expected)
+    assert set(fan["decision"]) == {0, 1}
+    assert len(pd.read_parquet(tmp_path / "out" / "train_scores.parquet")) == 140
+
+
+def test_an_ensemble_of_runs_on_other_clips_is_refused(tmp_path: Path) -> None:
+    clips, vectors = catalogue(np.random.default_rng(0), {"fan": ["00"]})
+    first = run_score(tmp_path / "a", clips, vectors)
+    second = run_score(tmp_path / "b", clips.iloc[:-1], vectors[:-1])
+    with pytest.raises(InputError, match="the same clips"):
+        ensemble(tmp_path / "a" / "clips.parquet", [first, second], {}, tmp_path / "out")
