@@ -9,10 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pytorch_metric_learning.losses import ArcFaceLoss, NTXentLoss, SubCenterArcFaceLoss, SupConLoss
-from pytorch_metric_learning.reducers import DoNothingReducer
 from torch import Tensor, nn
-from vector_quantize_pytorch import VectorQuantize
 
 CONTRASTIVE = ("supervised_contrastive", "nt_xent", "vector_quantised")
 """Objectives that compare two views of a clip."""
@@ -40,6 +37,9 @@ class ArcFace(nn.Module):
         self, width: int, classes: int, scale: float, margin: float, centres: int, seed: int
     ) -> None:
         super().__init__()
+        from pytorch_metric_learning.losses import ArcFaceLoss, SubCenterArcFaceLoss
+        from pytorch_metric_learning.reducers import DoNothingReducer
+
         kind = SubCenterArcFaceLoss if centres > 1 else ArcFaceLoss
         several = {"sub_centers": centres} if centres > 1 else {}
         with torch.random.fork_rng(devices=[]):
@@ -113,6 +113,8 @@ class SupervisedContrastive(nn.Module):
 
     def __init__(self, temperature: float) -> None:
         super().__init__()
+        from pytorch_metric_learning.losses import SupConLoss
+
         self.loss = SupConLoss(temperature=temperature)
 
     def forward(self, views: Tensor, targets: Targets) -> Tensor:
@@ -126,6 +128,8 @@ class NTXent(nn.Module):
 
     def __init__(self, temperature: float) -> None:
         super().__init__()
+        from pytorch_metric_learning.losses import NTXentLoss
+
         self.loss = NTXentLoss(temperature=temperature)
 
     def forward(self, views: Tensor, targets: Targets) -> Tensor:
@@ -148,6 +152,8 @@ class Codebook(nn.Module):
     def __init__(self, width: int, codes: int, decay: float) -> None:
         super().__init__()
         self.codes = codes
+        from vector_quantize_pytorch import VectorQuantize
+
         self.book = VectorQuantize(
             dim=width, codebook_size=codes, decay=decay, use_cosine_sim=True, kmeans_init=True, kmeans_iters=20,
             threshold_ema_dead_code=0.05, commitment_weight=0.0, rotation_trick=False,

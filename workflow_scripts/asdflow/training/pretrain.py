@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
-from lightning.fabric import Fabric
+from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from asdflow.device import pick_device
