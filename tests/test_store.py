@@ -56,6 +56,13 @@ def test_frames_are_a_view_of_the_file_that_cannot_be_written(fan):
         frames[0, 0] = 1
 
 
+def test_frames_stay_valid_when_their_pages_are_let_go(fan, monkeypatch):
+    monkeypatch.setattr("asdflow.features.store.RESIDENT_BYTES", 1000)
+    store = FeatureStore({"a": [fan]})
+    views = [store.frames(k) for k in (0, 1, 2, 3, 0)]
+    assert all(np.array_equal(view, make_frames()[k]) for view, k in zip(views, (0, 1, 2, 3, 0), strict=True))
+
+
 def test_frames_lie_contiguous_and_unfiltered(fan):
     with h5py.File(fan) as file:
         assert file["frames"].chunks is None and file["frames"].compression is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,9 @@ VERSION = 1
 INDEX = ("clip_id", "n_frames", "offset", "content_hash", "crc32")
 REMEDY = "remove it and run the extract_features step again"
 Frames = npt.NDArray[np.float16]
+RESIDENT_BYTES = 32_000_000
+"""Bytes of frames that a store keeps mapped at most: memory must not grow with the number of clips."""
+NOT_PICKLED = ("_maps", "_handles", "_resident", "_checked")
 
 
 def front_end_digest(config: FrontEndConfig) -> str:
@@ -211,10 +215,12 @@ class FeatureStore:
 
     def _forget(self) -> None:
         self._maps: list[Frames | None] = [None] * len(self.files)
+        self._handles: list[mmap.mmap] = []
+        self._resident = 0
         self._checked = np.zeros(len(self._file), bool)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_maps", "_checked")}
+        return {k: v for k, v in self.__dict__.items() if k not in NOT_PICKLED}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -224,14 +230,25 @@ class FeatureStore:
         return len(self._file)
 
     def _open(self, number: int) -> Frames:
-        """Map the frames of a file; a plain array over the map, for slicing a memmap object costs microseconds."""
+        """Map the frames of a file: a plain array, for slicing a numpy.memmap costs microseconds."""
         facts = self.facts[number]
         if facts["shape"][0] == 0:
             return np.zeros(facts["shape"], np.float16)
-        path = self.files[number][1]
-        mapped = np.memmap(path, np.float16, "r", facts["first_byte"], facts["shape"]).view(np.ndarray)
+        with self.files[number][1].open("rb") as file:
+            handle = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        n_values = facts["shape"][0] * facts["shape"][1]
+        mapped = np.frombuffer(handle, np.float16, n_values, facts["first_byte"]).reshape(facts["shape"])
+        self._handles.append(handle)
         self._maps[number] = mapped
         return mapped
+
+    def _let_go(self, n_bytes: int) -> None:
+        """Unmap the pages read so far, now and then: they stay in the system's cache, and views of them stay valid."""
+        self._resident += n_bytes
+        if self._resident > RESIDENT_BYTES:
+            self._resident = 0
+            for handle in self._handles:
+                handle.madvise(mmap.MADV_DONTNEED)
 
     def frames(self, item: int) -> Frames:
         """The frames of clip `item`: float16 [n_frames, bins], a read-only view of the file.
@@ -246,6 +263,7 @@ class FeatureStore:
         frames = mapped[first : first + self._n_frames[item]]
         if self.check and not self._checked[item]:
             self._check(item, frames)
+        self._let_go(frames.nbytes)
         return frames
 
     def _check(self, item: int, frames: Frames) -> None:
@@ -259,14 +277,17 @@ class FeatureStore:
 
     def verify(self) -> None:
         """Compare every clip with its checksum; raises InputError listing all damaged clips."""
-        problems = []
-        for item in range(len(self)):
-            number, first = self._file[item], self._first[item]
-            mapped = self._maps[number]
-            if mapped is None:
-                mapped = self._open(number)
-            if zlib.crc32(mapped[first : first + self._n_frames[item]].data) != self._crc32[item]:
-                problems.append(f"{self.files[number][1]}: clip {self.index['clip_id'].iloc[item]}")
+        checked = self.check
+        self.check = False
+        try:
+            wrong = [
+                item for item in range(len(self)) if zlib.crc32(self.frames(item).data) != self._crc32[item]
+            ]
+        finally:
+            self.check = checked
+        problems = [
+            f"{self.files[self._file[item]][1]}: clip {self.index['clip_id'].iloc[item]}" for item in wrong
+        ]
         if problems:
             raise InputError("feature files are damaged: frames do not fit their checksums", problems, REMEDY)
 
