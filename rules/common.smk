@@ -109,12 +109,7 @@ def recordings_key(name: str, machine: str | None = None) -> dict:
     if entry["source"] == "folder":
         return {"listing": listing_digest(Path(entry["path"]), machine)}
     if entry["source"] == "dcase":
-        return {
-            "archives": [
-                [archive.zenodo_record, archive.name]
-                for archive in planned_archives(name, machine)
-            ]
-        }
+        return {"archives": archive_identity(name, machine)}
     return {"recipe": canonical(entry), "code": code_digest("synthesize.py")}
 
 
@@ -126,13 +121,22 @@ def archive_records(name: str, machine: str) -> list[str]:
     ]
 
 
-def download_entry(name: str) -> dict:
-    """What fetching and unpacking read of a data set's entry."""
-    entry = config["datasets"][name]
-    return {
-        key: entry[key]
-        for key in ("archives", "split", "machines", "offline", "keep_archives")
-    }
+def archive_identity(name: str, machine: str | None = None) -> list[list]:
+    """Which archives a data set, or a machine of it, consists of. Their content is checked against published checksums."""
+    return [
+        [archive.kind, archive.zenodo_record, archive.name]
+        for archive in planned_archives(name, machine)
+    ]
+
+
+LABEL_KEYS = (
+    "rules_of",
+    "split",
+    "machines",
+    "evaluation_labels",
+    "hidden_attributes",
+    "partial",
+)
 
 
 CATALOGUE_KEYS = (

@@ -1,5 +1,5 @@
-# Recordings and their catalogue. Downloads carry no code digest: checksums say what is right, and an edit of the
-# downloader must not fetch a hundred gigabytes again.
+# Recordings and their catalogue. What is fetched carries no code digest and none of the transfer's settings: checksums say
+# what is right, and an edit of the downloader must not fetch a hundred gigabytes again.
 
 
 rule download:
@@ -21,7 +21,11 @@ rule download:
         runtime=720,
     params:
         cfg=lambda wildcards: stage_config(
-            entry=download_entry(wildcards.dataset), download=config["download"]
+            archives=[
+                a
+                for a in archive_identity(wildcards.dataset)
+                if a[-1] == wildcards.archive
+            ]
         ),
         data_dir=DATA,
     script:
@@ -48,7 +52,7 @@ rule unpack:
         runtime=120,
     params:
         cfg=lambda wildcards: stage_config(
-            entry=download_entry(wildcards.dataset), download=config["download"]
+            archives=archive_identity(wildcards.dataset, wildcards.machine)
         ),
         data_dir=DATA,
     script:
@@ -74,7 +78,7 @@ rule fetch_labels:
         runtime=60,
     params:
         cfg=lambda wildcards: stage_config(
-            entry=config["datasets"][wildcards.dataset], download=config["download"]
+            **{key: config["datasets"][wildcards.dataset][key] for key in LABEL_KEYS}
         ),
         data_dir=DATA,
     script:

@@ -8,12 +8,13 @@ from asdflow.job import run_stage
 
 
 def main(smk):
-    archives = {archive.name: archive for archive in plan_archives(smk.wildcards.dataset, smk.params.cfg["entry"])}
+    entry = smk.config["datasets"][smk.wildcards.dataset]
+    archives = {archive.name: archive for archive in plan_archives(smk.wildcards.dataset, entry)}
     download_archive(
         archives[smk.wildcards.archive],
         Path(smk.params.data_dir),
-        DownloadSettings.of(smk.params.cfg["download"]),
-        offline=smk.params.cfg["entry"]["offline"],
+        DownloadSettings.of(smk.config["download"]),
+        offline=entry["offline"],
     )
 
 

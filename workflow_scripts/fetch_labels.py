@@ -8,11 +8,12 @@ from asdflow.job import run_stage
 
 
 def main(smk):
+    entry = smk.config["datasets"][smk.wildcards.dataset]
     fetch_labels(
         smk.wildcards.dataset,
-        smk.params.cfg["entry"],
+        entry,
         Path(smk.params.data_dir),
-        DownloadSettings.of(smk.params.cfg["download"]),
+        DownloadSettings.of(smk.config["download"]),
     )
 
 

@@ -8,12 +8,13 @@ from asdflow.job import run_stage
 
 
 def main(smk):
+    entry = smk.config["datasets"][smk.wildcards.dataset]
     unpack_machine(
         smk.wildcards.dataset,
         smk.wildcards.machine,
-        smk.params.cfg["entry"],
+        entry,
         Path(smk.params.data_dir),
-        DownloadSettings.of(smk.params.cfg["download"]),
+        DownloadSettings.of(smk.config["download"]),
     )
 
 
