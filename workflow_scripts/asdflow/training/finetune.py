@@ -77,7 +77,7 @@ def finetune(
     if model.tuned is not None:
         digest = file_digest(encoder_dir / WEIGHTS)
         progress = _Training(settings, material, model, seed, checkpoint_dir).run({"encoder": digest})
-    _fit_frozen(model, material)
+    _fit_readout(model, material)
     model.save(output, encoder_dir, material.classes)
     progress.write(output / "history.parquet")
     _embed_all(model, own_clips, output / "embeddings.h5")
@@ -251,11 +251,11 @@ def _optimiser(
     return torch.optim.AdamW(groups, betas=(0.9, 0.98))
 
 
-def _fit_frozen(model: TunedModel, material: TrainingMaterial) -> None:
-    """Fit what the untouched embeddings are standardised with, on the scored data set's training clips."""
-    own = material.table.loc[material.table["dataset"] == material.scored]
-    frames = [material.store.frames(item) for item in own["item"]]
-    model.fit_frozen(frames, own["machine"].tolist())
+def _fit_readout(model: TunedModel, material: TrainingMaterial) -> None:
+    """Fit what embeddings are standardised with, on the scored data set's training clips."""
+    own = material.table.loc[(material.table["dataset"] == material.scored) & ~material.table["supplemental"]]
+    frames = [material.store.frames(item) for item in own["item"].tolist()]
+    model.fit_readout(frames, own["machine"].tolist())
 
 
 def _embed_all(model: EmbeddingModel, sources: Mapping[str, Sequence[Path]], path: Path) -> None:

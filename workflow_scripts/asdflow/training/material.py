@@ -47,8 +47,12 @@ class TrainingMaterial:
         self.store = FeatureStore(sources)
         self.scored = next(iter(sources))
         self.seed = seed
+        clips_table = pd.read_parquet(clips)
         table = self._labelled(pd.read_parquet(labels))
         table = self._without_copies(table)
+        supplemental = clips_table.loc[clips_table["split"] == "supplemental", "clip_id"]
+        own = table["dataset"] == self.scored
+        table = table.assign(supplemental=own & table["clip_id"].isin(supplemental))
         self.classes = sorted(set(table["label_name"]))
         self.machines = sorted(set(table["machine"]))
         number = {name: k for k, name in enumerate(self.classes)}
@@ -57,7 +61,7 @@ class TrainingMaterial:
             target=table["label_name"].map(number), machine_number=table["machine"].map(machine)
         ).reset_index(drop=True)
         self.share = _shares(self.table, balance)
-        self.noise_items = self._noise(pd.read_parquet(clips))
+        self.noise_items = self._noise(clips_table)
         self.longest = int(self.table["n_frames"].max())
 
     def _labelled(self, labels: pd.DataFrame) -> pd.DataFrame:

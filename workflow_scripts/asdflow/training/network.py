@@ -81,9 +81,11 @@ class EmbeddingNetwork(nn.Module):
 class TunedModel(EmbeddingModel):
     """Everything between cached features and a clip's embedding: what the `finetune` stage stores.
 
-    A clip's embedding is the tuned network's, averaged over crops; with a `frozen_share` f the untouched encoder's
-    embedding stands beside it, both at unit length and scaled by sqrt(1 - f) and sqrt(f): the cosine similarity of
-    two such embeddings is the weighted mean of the two parts' (ours, against the collapse of long fine-tuning).
+    Parts of an embedding are the tuned network's output at unit length and, where the recipe keeps it, the untouched
+    encoder's (ours, against the collapse of long fine-tuning on few clips). A part is averaged over a clip's crops,
+    z-scored over its machine's training clips where `standardise` says so, and, where there are two, measured in units
+    of its machine's median nearest-neighbour distance between training clips and scaled by the root of its share: a
+    squared Euclidean distance is then the weighted mean of both parts' squared distances, in comparable units.
     """
 
     def __init__(
@@ -95,19 +97,22 @@ class TunedModel(EmbeddingModel):
         device: torch.device,
     ) -> None:
         self.settings, self.machines, self.device = settings, list(machines), device
-        self.tuned: EmbeddingNetwork | None = None
-        self.frozen: EmbeddingNetwork | None = None
-        tuning = settings["tuning"]
-        keep = tuning["method"] == "none" or tuning["frozen_share"] > 0
         self.encoder_config, self.front_end = base.config(), base.front_end.name
-        if keep:
-            self.frozen = _frozen_network(_copy(base), settings).to(device).eval()
+        self.pad_multiple, self.pad_value = base.pad_multiple, base.pad_value
+        tuning = settings["tuning"]
+        self.tuned: EmbeddingNetwork | None = None
+        self.parts: dict[str, EmbeddingNetwork] = {}
+        if tuning["method"] == "none" or tuning["frozen_share"] > 0:
+            self.parts["frozen"] = _frozen_network(_copy(base), settings).to(device).eval()
         if tuning["method"] != "none":
             self.tuned = EmbeddingNetwork(base, settings, len(machines), seed).to(device)
-        self.pad_multiple, self.pad_value = base.pad_multiple, base.pad_value
-        width = self.frozen.width if self.frozen is not None else 0
-        self.centre = torch.zeros(len(machines), width)
-        self.spread = torch.ones(len(machines), width)
+            self.parts["tuned"] = self.tuned
+        count = len(machines)
+        self.readout = {
+            name: {"centre": torch.zeros(count, part.width), "spread": torch.ones(count, part.width),
+                   "unit": torch.ones(count, 1)}
+            for name, part in self.parts.items()
+        }  # fmt: skip
 
     def embed(self, frames: Sequence[np.ndarray], machines: Sequence[str]) -> np.ndarray:
         """Features of clips, float16 [n_frames, bins] each, and their machines -> embeddings float32 [n, d].
@@ -116,31 +121,34 @@ class TunedModel(EmbeddingModel):
         """
         number = self._machine_numbers(machines)
         share = self.settings["tuning"]["frozen_share"]
+        weight = {"frozen": math.sqrt(share), "tuned": math.sqrt(1 - share)} if len(self.parts) > 1 else {}
         parts = []
-        if self.tuned is not None:
-            parts.append(math.sqrt(1 - share) * self._unit(self._pass(self.tuned, frames, number), share > 0))
-        if self.frozen is not None:
-            plain = self._pass(self.frozen, frames, number)
-            plain = (plain - self.centre[number]) / self.spread[number]
-            parts.append(plain if self.tuned is None else math.sqrt(share) * self._unit(plain, True))
+        for name, network in self.parts.items():
+            part, own = self._pass(network, frames, number), self.readout[name]
+            part = (part - own["centre"][number]) / (own["spread"][number] * own["unit"][number])
+            parts.append(weight.get(name, 1.0) * part)
         return torch.cat(parts, 1).numpy()
 
-    def fit_frozen(self, frames: Sequence[np.ndarray], machines: Sequence[str]) -> None:
-        """Centre and spread of the untouched embeddings over each machine's training clips, for `standardise`."""
-        if self.frozen is None or self.settings["pooling"]["standardise"] == "none":
+    def fit_readout(self, frames: Sequence[np.ndarray], machines: Sequence[str]) -> None:
+        """Fit each machine's centre, spread and unit on its training clips."""
+        number = torch.tensor([self.machines.index(machine) for machine in machines])
+        standardise = self.settings["pooling"]["standardise"] == "machine"
+        if not standardise and len(self.parts) == 1:
             return
-        number = np.array([self.machines.index(machine) for machine in machines])
-        plain = self._pass(self.frozen, frames, torch.from_numpy(number))
-        least = 0.05 * plain.std(0, unbiased=False).clamp(min=1e-6)
-        for machine in sorted(set(number.tolist())):
-            own = plain[torch.from_numpy(number == machine)]
-            self.centre[machine] = own.mean(0)
-            self.spread[machine] = torch.maximum(own.std(0, unbiased=False), least)
+        for name, network in self.parts.items():
+            part, own = self._pass(network, frames, number), self.readout[name]
+            for machine in sorted(set(number.tolist())):
+                clips = part[number == machine]
+                if standardise:
+                    own["centre"][machine], own["spread"][machine] = _centre_and_spread(clips)
+                if len(self.parts) > 1:
+                    clips = (clips - own["centre"][machine]) / own["spread"][machine]
+                    own["unit"][machine] = _nearest_distance(clips)
 
     def _machine_numbers(self, machines: Sequence[str]) -> Tensor:
         unseen = sorted(set(machines) - set(self.machines))
         tuning = self.settings["tuning"]
-        standardised = self.frozen is not None and self.settings["pooling"]["standardise"] == "machine"
+        standardised = self.settings["pooling"]["standardise"] == "machine" or len(self.parts) > 1
         gated = (
             self.tuned is not None
             and self.tuned.adapters is not None
@@ -154,10 +162,6 @@ class TunedModel(EmbeddingModel):
             )  # fmt: skip
         known = {name: number for number, name in enumerate(self.machines)}
         return torch.tensor([known.get(name, -1) for name in machines], dtype=torch.int64)
-
-    @staticmethod
-    def _unit(embedding: Tensor, wanted: bool) -> Tensor:
-        return nn.functional.normalize(embedding, dim=1) if wanted else embedding
 
     @torch.inference_mode()
     def _pass(self, network: EmbeddingNetwork, frames: Sequence[np.ndarray], machine: Tensor) -> Tensor:
@@ -175,7 +179,8 @@ class TunedModel(EmbeddingModel):
                 log_mel = self._stack([view for _, view in chosen], frames_long)
                 result.index_add_(0, clip, network(log_mel, machine[clip].to(self.device)).float().cpu())
         count = torch.bincount(torch.tensor([row for row, _ in views]), minlength=len(frames))
-        return result / count.unsqueeze(1)
+        result /= count.unsqueeze(1)
+        return nn.functional.normalize(result, dim=1) if network is self.tuned else result
 
     def _views(self, clip: np.ndarray) -> list[np.ndarray]:
         """The crops of a clip that are embedded: the whole clip, or evenly spaced crops as long as in training."""
@@ -194,7 +199,7 @@ class TunedModel(EmbeddingModel):
         """Write model.safetensors and model.json (format: docs/architecture.md); an unchanged base is only named."""
         tuning = self.settings["tuning"]
         stored = {"none": "nothing", "full": "all"}.get(tuning["method"], "adapted")
-        weights = {"readout.centre": self.centre, "readout.spread": self.spread}
+        weights = {f"readout.{part}.{k}": v for part, own in self.readout.items() for k, v in own.items()}
         if self.tuned is not None:
             tensors = self.tuned.state_dict() if stored == "all" else self.tuned.adapted()
             weights |= {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
@@ -225,7 +230,8 @@ def load_model(directory: Path, encoder_dir: Path | None = None, device: str = "
         else _base_encoder(description["encoder"], encoder_dir)
     )
     model = TunedModel(settings, base, description["machines"], 0, torch.device(device))
-    model.centre, model.spread = weights.pop("readout.centre"), weights.pop("readout.spread")
+    for part, own in model.readout.items():
+        own.update({key: weights.pop(f"readout.{part}.{key}") for key in list(own)})
     if model.tuned is not None:
         found = model.tuned.load_state_dict(weights, strict=description["stored"] == "all")
         if found.unexpected_keys:
@@ -251,6 +257,23 @@ def _base_encoder(reference: Mapping[str, Any], encoder_dir: Path | None) -> Enc
             remedy="name the folder of the right encoder, or fine-tune again",
         )
     return load_encoder(directory)
+
+
+def _centre_and_spread(clips: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation [d] of a machine's embeddings [n, d]; small deviations are lifted towards the median.
+
+    Adding the median variance to each keeps dimensions that hardly vary between a few training clips from ruling.
+    """
+    variance = clips.var(0, unbiased=False)
+    return clips.mean(0), (variance + variance.median() + 1e-12).sqrt()
+
+
+def _nearest_distance(clips: Tensor) -> Tensor:
+    """Median distance of a machine's embeddings [n, d] to the nearest other one; 1 where that is zero or n < 2."""
+    if len(clips) < 2:
+        return torch.ones(1)
+    distance = torch.cdist(clips, clips).fill_diagonal_(math.inf).min(1).values.median()
+    return distance.clamp(min=1e-6) if distance > 0 else torch.ones(1)
 
 
 def _copy(encoder: Encoder) -> Encoder:

@@ -76,6 +76,12 @@ def _tuning(system: Settings) -> list[str]:
             (method == "autoencoder") != (system["backend"]["name"] == "value"),
             "tuning.method autoencoder and backend.name value belong together: the autoencoder gives the score itself",
         ),
+        (
+            system["backend"].get("metric") == "cosine"
+            and (pooling["standardise"] != "none" or (trained and tuning["frozen_share"] > 0)),
+            "pooling.standardise and tuning.frozen_share give embeddings around zero, whose angles say nothing: "
+            "backend.metric must be euclidean",
+        ),
     ]
     return [reason for wrong, reason in rules if wrong]
 
