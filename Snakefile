@@ -32,3 +32,11 @@ rule data:
         expand(
             f"{RESULTS}/{{dataset}}/clips.parquet", dataset=sorted(config["datasets"])
         ),
+
+
+onstart:
+    running.append(hold_results_folder())
+
+
+onsuccess:
+    print(closing_summary())

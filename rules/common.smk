@@ -10,7 +10,7 @@ SCRIPTS = BASE / "workflow_scripts"
 sys.path.insert(0, str(SCRIPTS))
 
 from asdflow import configuration, provenance
-from asdflow.data import archives
+from asdflow.data import archives, locks
 from asdflow.data.listing import listing_digest, machine_folders
 from asdflow.errors import InputError
 
@@ -379,6 +379,26 @@ def report_config() -> dict:
         },
         unadapted=shown_encoders(),
     )
+
+
+# ------------------------------------------------------------------ the run as a whole
+
+running = []
+
+
+def hold_results_folder():
+    """The lock of the results folder, held until this process ends, however it ends."""
+    lock = locks.take(Path(RESULTS) / ".running.lock")
+    if lock is None:
+        raise WorkflowError(
+            f"Another run is writing to '{RESULTS}'. Wait for it, or give this one a folder of its own with --config results_dir=DIR"
+        )
+    return lock
+
+
+def closing_summary() -> str:
+    """Where to look after a run."""
+    return f"Finished. Report: {Path(RESULTS).resolve() / 'report' / 'index.html'}"
 
 
 wildcard_constraints:

@@ -45,6 +45,16 @@ def one_of(folder: Path, count: int) -> Iterator[int]:
         yield number
 
 
+def take(path: Path) -> IO[str] | None:
+    """Take the lock of the file `path` for as long as the returned handle is open; None when another process has it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = path.open("a")
+    if _lock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB):
+        return handle
+    handle.close()
+    return None
+
+
 def is_held(path: Path) -> bool:
     """Whether another holder has the lock of `path` just now."""
     if not path.exists():
