@@ -9,16 +9,18 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from asdflow.report.build import build_report
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from asdflow.report.build import build_report
 from tests.made_up_run import ODD_NAMES, Size, made_up_inputs
 
 CHROMIUM = Path("/usr/bin/chromium")
 ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
              "--disable-sync", "--no-first-run"]  # fmt: skip
-pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason="Debian's chromium is not installed (apt-get install chromium)")
+pytestmark = pytest.mark.skipif(
+    not CHROMIUM.exists(), reason="Debian's chromium is not installed (apt-get install chromium)"
+)
 
 TINY = Size(machines=("bearing", "fan"), seconds=0.5)
 MACHINE = "made_up/machine/fan"
@@ -47,8 +49,13 @@ class Visit:
         self.complaints: list[str] = []
         self.context = browser.new_context(offline=True, accept_downloads=True, **context)
         self.page: Page = self.context.new_page()
-        self.page.route("**/*", lambda route: route.continue_() if route.request.url.startswith("file:") else route.abort())
-        self.page.on("console", lambda m: self.complaints.append(m.text) if m.type in ("error", "warning") else None)
+        self.page.route(
+            "**/*",
+            lambda route: route.continue_() if route.request.url.startswith("file:") else route.abort(),
+        )
+        self.page.on(
+            "console", lambda m: self.complaints.append(m.text) if m.type in ("error", "warning") else None
+        )
         self.page.on("pageerror", lambda e: self.complaints.append(str(e)))
         self.page.on("requestfailed", lambda r: self.complaints.append(f"failed: {r.url[:80]}"))
 
@@ -56,7 +63,9 @@ class Visit:
         """Open the file at a view, or, where it is open already, go to the view by its address."""
         if self.page.url.startswith(self.address):
             self.page.evaluate("v => { location.hash = v; }", view)
-            self.page.wait_for_function("v => document.querySelector('section.view:not([hidden])').dataset.view === v", arg=view)
+            self.page.wait_for_function(
+                "v => document.querySelector('section.view:not([hidden])').dataset.view === v", arg=view
+            )
         else:
             self.page.goto(f"{self.address}#{view}")
         return self.page
@@ -118,7 +127,14 @@ def test_no_serious_accessibility_violation_in_light_dark_and_on_a_phone(browser
             show_all_figures(page)
             for violation in Axe().run(page).response["violations"]:
                 if violation["impact"] in ("serious", "critical"):
-                    found.append((view, look["color_scheme"], violation["id"], [n["html"][:120] for n in violation["nodes"][:3]]))
+                    found.append(
+                        (
+                            view,
+                            look["color_scheme"],
+                            violation["id"],
+                            [n["html"][:120] for n in violation["nodes"][:3]],
+                        )
+                    )
         visit.context.close()
     assert found == []
 
@@ -127,7 +143,9 @@ def test_numbers_in_the_page_equal_the_results_files(visit: Visit, results: Path
     official = pd.read_csv(results / "made_up" / "official_scores.csv").set_index("system")
     page = visit.open("made_up/overview")
     rows = page.locator(".main tbody tr").all()
-    assert [r.locator("th").inner_text() for r in rows] == list(official.sort_values("mean", ascending=False).index)
+    assert [r.locator("th").inner_text() for r in rows] == list(
+        official.sort_values("mean", ascending=False).index
+    )
     for row in rows:
         expected = official.loc[row.locator("th").inner_text()]
         shown = [float(c.get_attribute("data-value")) for c in row.locator("td").all()[:3]]  # type: ignore[arg-type]
@@ -161,7 +179,9 @@ def test_selects_tables_themes_and_addresses_work(visit: Visit):
     page.locator("#theme").click()
     light = page.evaluate(colour)
     page.locator("#theme").click()
-    assert page.evaluate("document.documentElement.dataset.theme") == "dark" and page.evaluate(colour) != light
+    assert (
+        page.evaluate("document.documentElement.dataset.theme") == "dark" and page.evaluate(colour) != light
+    )
 
     page.locator("nav a", has_text="Provenance").click()
     assert page.url.endswith("#provenance") and page.locator("h1:visible").inner_text() == "Provenance"
@@ -175,7 +195,9 @@ def test_sound_plays_and_its_picture_is_there(visit: Visit):
     page = visit.open(MACHINE)
     player = page.locator("section.view:not([hidden]) audio").first
     player.scroll_into_view_if_needed()
-    player.evaluate("async a => { a.muted = true; await a.play(); await new Promise(r => a.addEventListener('ended', r)); }")
+    player.evaluate(
+        "async a => { a.muted = true; await a.play(); await new Promise(r => a.addEventListener('ended', r)); }"
+    )
     assert player.evaluate("a => a.duration") == pytest.approx(0.5, abs=0.15)
     assert player.evaluate("a => a.error") is None
     pictures = page.locator("section.view:not([hidden]) .spectrum img")
@@ -203,10 +225,14 @@ def test_tables_and_figures_are_saved_for_papers(visit: Visit, results: Path):
 
 
 def test_odd_names_are_shown_letter_by_letter(browser: Browser, tmp_path: Path):
-    size = Size(systems=('"a" <i>&amp;', "logmel_knn"), machines=ODD_NAMES, seeds=(0,), test=4, train=8, seconds=0.1)
+    size = Size(
+        systems=('"a" <i>&amp;', "logmel_knn"), machines=ODD_NAMES, seeds=(0,), test=4, train=8, seconds=0.1
+    )
     build_report(made_up_inputs(tmp_path, size, replicates=20), tmp_path / "index.html")
     visit = Visit(browser, tmp_path / "index.html")
-    visit.page.add_init_script("window.alert = () => { document.title = 'attacked'; console.error('attacked'); }")
+    visit.page.add_init_script(
+        "window.alert = () => { document.title = 'attacked'; console.error('attacked'); }"
+    )
     page = visit.open("")
     machines = [a.inner_text() for a in page.locator(".heat tbody a").all()]
     assert sorted(machines) == sorted(ODD_NAMES)
@@ -214,7 +240,9 @@ def test_odd_names_are_shown_letter_by_letter(browser: Browser, tmp_path: Path):
         page.locator("nav a", has_text=machine).click()
         assert page.locator("h1:visible").inner_text() == machine
         show_all_figures(page)
-        legends = page.locator("section.view:not([hidden]) figure").first.locator(".legendtext").all_text_contents()
+        legends = (
+            page.locator("section.view:not([hidden]) figure").first.locator(".legendtext").all_text_contents()
+        )
         assert '"a" <i>&amp;' in [name.replace("\u00a0", " ") for name in legends]
     assert page.locator("main b, main i").count() == 0
     assert visit.complaints == []
@@ -246,7 +274,9 @@ def test_printing_shows_figures_on_white_whatever_the_theme(browser: Browser, re
 def test_missing_parts_leave_views_that_say_so(browser: Browser, results: Path, tmp_path: Path):
     shutil.copytree(results, tmp_path / "run")
     root = tmp_path / "run" / "made_up"
-    inputs = made_up_inputs(tmp_path / "run", Size(machines=("fan",), seeds=(0,), test=4, train=8, seconds=0.1))
+    inputs = made_up_inputs(
+        tmp_path / "run", Size(machines=("fan",), seeds=(0,), test=4, train=8, seconds=0.1)
+    )
     for pattern in ("**/labels.parquet", "**/clusters.npz", "**/history.parquet", "embeddings/*", "*/seed_0/embeddings.h5",
                     "metrics.csv", "official_scores.csv", "features/*/*"):  # fmt: skip
         for file in root.glob(pattern):

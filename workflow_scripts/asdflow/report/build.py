@@ -13,27 +13,36 @@ from markupsafe import Markup
 
 from asdflow.errors import InputError
 from asdflow.files import write_text
+from asdflow.report.book import environment
+from asdflow.report.dataset import read_dataset
+from asdflow.report.exports import write_exports
 from asdflow.report.inputs import ReportInputs
-from asdflow.report.pages import Pages, environment, read_dataset
+from asdflow.report.pages import Pages
 from asdflow.report.provenance_view import provenance_view
 
 log = logging.getLogger(__name__)
 HERE = Path(__file__).parent
 
 
-def build_report(inputs: ReportInputs, output: Path) -> None:
+def build_report(inputs: ReportInputs, output: Path, exports: Path | None = None) -> None:
     """Write the report of `inputs` to `output`, one HTML file with everything inside.
 
+    With `exports`, tables and figures are also written as files below that folder (`asdflow.report.exports`).
     Files that are named in `inputs` but absent leave a sentence in their place. Same inputs, same bytes.
     Raises InputError if there is no data set or the provenance is not a JSON object.
     """
     if not inputs.datasets:
-        raise InputError("The report has no data set to show", remedy="run at least one data set and system first")
+        raise InputError(
+            "The report has no data set to show", remedy="run at least one data set and system first"
+        )
     provenance = read_provenance(inputs.provenance)
     pages = Pages(inputs, provenance)
-    for files in inputs.datasets:
-        log.info("Report: %s", files.name)
-        pages.add_dataset(read_dataset(files, inputs))
+    datasets = [read_dataset(files, inputs) for files in inputs.datasets]
+    for dataset in datasets:
+        log.info("Report: %s", dataset.files.name)
+        pages.add_dataset(dataset)
+    if exports is not None:
+        write_exports(datasets, exports)
     pages.views.append(provenance_view(provenance, inputs.rule_graph, pages.book))
     html = environment().get_template("index.html.j2").render(
         title=provenance.get("title") or "Anomalous sound detection",
@@ -56,7 +65,9 @@ def read_provenance(path: Path | None) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as problem:
-        raise InputError(f"{path} is not JSON: {problem}", remedy="delete it and run the workflow again") from problem
+        raise InputError(
+            f"{path} is not JSON: {problem}", remedy="delete it and run the workflow again"
+        ) from problem
     if not isinstance(found, dict):
         raise InputError(f"{path} holds no JSON object", remedy="delete it and run the workflow again")
     return found

@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
-from sklearn.metrics import roc_auc_score, roc_curve
+from sklearn.metrics import roc_curve
 
+from asdflow.detection.official import Comparison, compare
 from asdflow.features.embeddings import read_embeddings
 from asdflow.report.figures import CURVE_GRID
 from asdflow.report.inputs import RunFiles, SystemFiles
@@ -32,7 +33,9 @@ def read_scores(system: SystemFiles, clips: pd.DataFrame) -> dict[int, pd.DataFr
             scores = pd.read_parquet(run.scores)
             if "decision" not in scores:
                 scores["decision"] = np.nan
-            merged = known.merge(scores[["clip_id", "anomaly_score", "decision"]], on="clip_id", validate="one_to_one")
+            merged = known.merge(
+                scores[["clip_id", "anomaly_score", "decision"]], on="clip_id", validate="one_to_one"
+            )
             found[run.seed] = merged.assign(domain=merged["domain"].fillna(""))
     return found
 
@@ -54,19 +57,27 @@ def roc_curves(scores: dict[str, list[pd.DataFrame]], panels: dict[str, str | No
             if curves:
                 mean = np.mean(curves, axis=0)
                 parts.append(pd.DataFrame({"panel": panel, "system": system, "fpr": CURVE_GRID, "tpr": mean}))
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["panel", "system", "fpr", "tpr"])
+    return (
+        pd.concat(parts, ignore_index=True)
+        if parts
+        else pd.DataFrame(columns=["panel", "system", "fpr", "tpr"])
+    )
 
 
 def _curve(run: pd.DataFrame, domain: str | None) -> np.ndarray | None:
     anomaly = (run["condition"] == "anomaly").to_numpy()
-    keep = anomaly | (run["condition"] == "normal").to_numpy() & (True if domain is None else (run["domain"] == domain).to_numpy())
+    keep = anomaly | (run["condition"] == "normal").to_numpy() & (
+        True if domain is None else (run["domain"] == domain).to_numpy()
+    )
     if len(np.unique(anomaly[keep])) < 2:
         return None
     fpr, tpr, _ = roc_curve(anomaly[keep], run["anomaly_score"].to_numpy()[keep], drop_intermediate=False)
     position = np.searchsorted(fpr, CURVE_GRID, side="right") - 1
     after = np.minimum(position + 1, len(fpr) - 1)
     gap = np.maximum(fpr[after] - fpr[position], 1e-12)
-    return np.asarray(tpr[position] + (tpr[after] - tpr[position]) * np.clip((CURVE_GRID - fpr[position]) / gap, 0, 1))
+    return np.asarray(
+        tpr[position] + (tpr[after] - tpr[position]) * np.clip((CURVE_GRID - fpr[position]) / gap, 0, 1)
+    )
 
 
 def threshold(scores: pd.DataFrame) -> float | None:
@@ -83,7 +94,9 @@ def histogram_table(scores: pd.DataFrame) -> Table:
     rows = []
     for (domain, condition), group in scores.groupby(["domain", "condition"]):
         quantiles = group["anomaly_score"].quantile([0, 0.25, 0.5, 0.75, 1])
-        rows.append([text(domain), text(condition), number(len(group), 0), *(number(q, 4) for q in quantiles)])
+        rows.append(
+            [text(domain), text(condition), number(len(group), 0), *(number(q, 4) for q in quantiles)]
+        )
     headers = ["Domain", "Condition", "Clips", "Minimum", "1st quartile", "Median", "3rd quartile", "Maximum"]
     return Table("Anomaly scores", headers, rows, list(range(2, 8)))
 
@@ -106,7 +119,16 @@ def confusion_table(scores: pd.DataFrame) -> Table | None:
         f1 = 2 * hit / (2 * hit + alarm + miss) if hit + alarm + miss else None
         counts = [number(v, 0) for v in (hit, miss, alarm, quiet)]
         rows.append([text(name), *counts, *(number(v, 3) for v in (precision, recall, f1))])
-    headers = ["Domain", "Anomalies found", "Anomalies missed", "False alarms", "Normals passed", "Precision", "Recall", "F1"]
+    headers = [
+        "Domain",
+        "Anomalies found",
+        "Anomalies missed",
+        "False alarms",
+        "Normals passed",
+        "Precision",
+        "Recall",
+        "F1",
+    ]
     return Table("Decisions at the threshold", headers, rows, list(range(1, 8)))
 
 
@@ -121,17 +143,32 @@ def attribute_table(scores: pd.DataFrame) -> Table | None:
         normals, own = group[group["condition"] == "normal"], group[group["condition"] == "anomaly"]
         area = None
         if len(normals) and len(anomalies):
-            truth = np.r_[np.zeros(len(normals)), np.ones(len(anomalies))]
-            area = float(roc_auc_score(truth, np.r_[normals["anomaly_score"], anomalies["anomaly_score"]]))
+            values = np.r_[normals["anomaly_score"], anomalies["anomaly_score"]].astype(np.float64)
+            first = np.arange(len(values)) < len(normals)
+            area = float(
+                compare(Comparison("auc", False, first, ~first), values, np.ones((1, len(values))))[0]
+            )
         decided = group["decision"].notna().all()
         alarms = number((normals["decision"] == 1).sum(), 0) if decided else text(None)
         hits = number((own["decision"] == 1).sum(), 0) if decided else text(None)
-        rows.append([text(label), text(domain), number(len(normals), 0), alarms, number(len(own), 0), hits, number(area, 3)])
+        rows.append(
+            [
+                text(label),
+                text(domain),
+                number(len(normals), 0),
+                alarms,
+                number(len(own), 0),
+                hits,
+                number(area, 3),
+            ]
+        )
     headers = ["Attributes", "Domain", "Normal clips", "False alarms", "Anomalies", "Found", "AUC"]
     return Table("By attributes of the test clips", headers, rows, list(range(2, 7)))
 
 
-def embedding_points(path: Path, clips: pd.DataFrame, labels: pd.DataFrame | None, most: int, seed: int) -> pd.DataFrame | None:
+def embedding_points(
+    path: Path, clips: pd.DataFrame, labels: pd.DataFrame | None, most: int, seed: int
+) -> pd.DataFrame | None:
     """A 2-D map (t-SNE of the first 30 principal components of unit-length embeddings) of at most `most` clips.
 
     Clips are drawn with equal shares for the machines, half of them test clips where there are any. Returns x, y,
@@ -152,7 +189,9 @@ def embedding_points(path: Path, clips: pd.DataFrame, labels: pd.DataFrame | Non
     vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     reduced = PCA(min(30, *vectors.shape), random_state=seed).fit_transform(vectors)
     perplexity = min(30.0, (len(points) - 1) / 3)
-    flat = TSNE(2, perplexity=perplexity, init="pca", random_state=seed, max_iter=500, n_jobs=1).fit_transform(reduced)
+    flat = TSNE(
+        2, perplexity=perplexity, init="pca", random_state=seed, max_iter=500, n_jobs=1
+    ).fit_transform(reduced)
     points = points.assign(x=flat[:, 0], y=flat[:, 1])
     names = labels.set_index("clip_id")["label_name"] if labels is not None else pd.Series(dtype=object)
     points["label"] = points["clip_id"].map(names)
@@ -169,13 +208,20 @@ def cluster_groups(path: Path) -> dict[str, dict[str, Any]]:
     return {name: parts for name, parts in sorted(groups.items()) if "linkage" in parts and "labels" in parts}
 
 
+def cut_height(parts: dict[str, Any]) -> float:
+    """Where the tree of a clustered group was cut; the top where the file does not say."""
+    return float(np.asarray(parts.get("cut", parts["linkage"][-1, 2])).reshape(-1)[0])
+
+
 def read_history(path: Path, run: str) -> pd.DataFrame:
     """history.parquet with a column `run`, each metric thinned evenly to at most 300 steps, the last one kept."""
     table = pd.read_parquet(path)
     parts = []
     for _, group in table.groupby("metric", sort=False):
         group = group.sort_values("step", kind="stable")
-        picked = np.unique(np.linspace(0, len(group) - 1, min(len(group), HISTORY_POINTS)).round().astype(int))
+        picked = np.unique(
+            np.linspace(0, len(group) - 1, min(len(group), HISTORY_POINTS)).round().astype(int)
+        )
         parts.append(group.iloc[picked])
     thinned = pd.concat(parts, ignore_index=True) if parts else table
     return thinned.assign(run=run)

@@ -12,7 +12,18 @@ import plotly.graph_objects as go
 from scipy.cluster.hierarchy import dendrogram as scipy_dendrogram
 
 # Wong (2011), safe for colour-blind readers, reordered and lengthened by darker kin; the page swaps them in dark mode
-PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6a51a3", "#8c6d31", "#7f7f7f", "#b2182b")
+PALETTE = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#e69f00",
+    "#56b4e9",
+    "#6a51a3",
+    "#8c6d31",
+    "#7f7f7f",
+    "#b2182b",
+)
 DASHES = ("solid", "dash", "dot", "dashdot")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star")
 INK, MUTED, FAINT = "#1c1f23", "#6b7280", "#c9ced6"
@@ -67,7 +78,13 @@ def official_scores(official: pd.DataFrame, seeds: pd.DataFrame, intervals: pd.D
     if intervals is not None and len(intervals):
         known = intervals.set_index("system").reindex(ranked["system"])
         for name, low, high in zip(names, known["low"], known["high"], strict=True):
-            figure.add_scatter(x=[low, high], y=[name, name], mode="lines", line={"color": FAINT, "width": 6}, hoverinfo="skip")
+            figure.add_scatter(
+                x=[low, high],
+                y=[name, name],
+                mode="lines",
+                line={"color": FAINT, "width": 6},
+                hoverinfo="skip",
+            )
     figure.add_scatter(
         x=_f4(seeds["score"]), y=[plain(s) for s in seeds["system"]], mode="markers", name="one seed",
         marker={"color": MUTED, "size": 5, "opacity": 0.6}, hovertemplate="%{x:.2f} (one seed)<extra></extra>",
@@ -77,7 +94,9 @@ def official_scores(official: pd.DataFrame, seeds: pd.DataFrame, intervals: pd.D
         hovertemplate="%{y}: %{x:.2f}<extra></extra>",
     )  # fmt: skip
     figure.update_yaxes(type="category", categoryorder="array", categoryarray=names, automargin=True)
-    shown = [ranked["mean"], seeds["score"]] + ([intervals["low"], intervals["high"]] if intervals is not None else [])
+    shown = [ranked["mean"], seeds["score"]] + (
+        [intervals["low"], intervals["high"]] if intervals is not None else []
+    )
     values = pd.concat(shown).dropna().astype(float)
     if len(values):
         margin = max(0.06 * (values.max() - values.min()), 0.5)
@@ -87,7 +106,9 @@ def official_scores(official: pd.DataFrame, seeds: pd.DataFrame, intervals: pd.D
 
 def score_heat_map(scores: pd.DataFrame, systems: Sequence[str]) -> go.Figure:
     """Machines x systems, mean score in percent; `scores`: system, machine, score."""
-    table = scores.groupby(["machine", "system"])["score"].mean().unstack("system").reindex(columns=list(systems))
+    table = (
+        scores.groupby(["machine", "system"])["score"].mean().unstack("system").reindex(columns=list(systems))
+    )
     values = table.to_numpy(dtype=float)
     figure = _figure(110 + 24 * len(table), legend=False)
     figure.add_heatmap(
@@ -121,13 +142,29 @@ def roc(curves: pd.DataFrame, panels: Sequence[str], featured: str | None) -> go
         for number, system in enumerate(systems):
             curve = curves[(curves["panel"] == panel) & (curves["system"] == system)]
             if len(curve):
-                _add_curve(figure, curve, system, number, system == featured, index == len(panels) - 1, index == 0, axes)
+                _add_curve(
+                    figure,
+                    curve,
+                    system,
+                    number,
+                    system == featured,
+                    index == len(panels) - 1,
+                    index == 0,
+                    axes,
+                )
     figure.update_layout(margin={"b": 64, "t": 28}, meta={"stack": len(panels)})
     return figure
 
 
 def _add_curve(
-    figure: go.Figure, curve: pd.DataFrame, system: str, number: int, featured: bool, last: bool, in_legend: bool, axes: dict[str, str]
+    figure: go.Figure,
+    curve: pd.DataFrame,
+    system: str,
+    number: int,
+    featured: bool,
+    last: bool,
+    in_legend: bool,
+    axes: dict[str, str],
 ) -> None:
     shade = colour(number)
     if featured and last:
@@ -150,12 +187,20 @@ def score_histogram(scores: pd.DataFrame, threshold: float | None) -> go.Figure:
     figure = _figure(150 + 110 * len(domains), "Anomaly score")
     values = scores["anomaly_score"].to_numpy(dtype=float)
     low, high = float(values.min()), float(values.max())
-    bins = {"start": low, "end": high + 1e-9, "size": max((high - low) / int(np.clip(3 * np.sqrt(len(values)), 12, 40)), 1e-9)}
+    bins = {
+        "start": low,
+        "end": high + 1e-9,
+        "size": max((high - low) / int(np.clip(3 * np.sqrt(len(values)), 12, 40)), 1e-9),
+    }
     height = 1.0 / max(len(domains), 1)
     for index, domain in enumerate(domains):
         suffix = "" if index == 0 else str(index + 1)
         bottom = 1 - (index + 1) * height
-        figure.layout[f"yaxis{suffix}"] = {"domain": [bottom, bottom + height * 0.88], "title": {"text": domain or "clips"}, "nticks": 4}
+        figure.layout[f"yaxis{suffix}"] = {
+            "domain": [bottom, bottom + height * 0.88],
+            "title": {"text": domain or "clips"},
+            "nticks": 4,
+        }
         for condition, shade in (("normal", PALETTE[0]), ("anomaly", PALETTE[1])):
             part = scores[(scores["domain"] == domain) & (scores["condition"] == condition)]["anomaly_score"]
             figure.add_histogram(x=_f4(part), name=condition, legendgroup=condition, showlegend=index == 0, xbins=bins, autobinx=False,
@@ -166,7 +211,16 @@ def score_histogram(scores: pd.DataFrame, threshold: float | None) -> go.Figure:
     if threshold is not None:
         figure.add_shape(type="line", xref="x", yref="paper", x0=threshold, x1=threshold, y0=0, y1=1,
                          line={"color": INK, "width": 1.2, "dash": "dot"})  # fmt: skip
-        figure.add_annotation(x=threshold, y=1, yref="paper", text="threshold", showarrow=False, xanchor="left", yanchor="top", xshift=3)
+        figure.add_annotation(
+            x=threshold,
+            y=1,
+            yref="paper",
+            text="threshold",
+            showarrow=False,
+            xanchor="left",
+            yanchor="top",
+            xshift=3,
+        )
     return figure
 
 
@@ -188,7 +242,10 @@ def embedding_map(points: pd.DataFrame, category: str) -> go.Figure:
     hidden = {"showticklabels": False, "ticks": "", "zeroline": False, "showgrid": False, "showline": False}
     figure.update_xaxes(**hidden)
     figure.update_yaxes(scaleanchor="x", **hidden)
-    figure.update_layout(margin={"l": 8, "r": 8, "t": 8, "b": 8}, legend={"y": -0.02, "yanchor": "top", "itemsizing": "constant"})
+    figure.update_layout(
+        margin={"l": 8, "r": 8, "t": 8, "b": 8},
+        legend={"y": -0.02, "yanchor": "top", "itemsizing": "constant"},
+    )
     return figure
 
 
@@ -211,9 +268,17 @@ def dendrogram(linkage: np.ndarray, cut: float, leaves: int = 60) -> go.Figure:
                 x += [*xs, None]
                 y += [*ys, None]
         if x:
-            figure.add_scatter(x=x, y=y, mode="lines", line={"color": shade, "width": 1.3}, hovertemplate="%{y:.3f}<extra></extra>")
+            figure.add_scatter(
+                x=x,
+                y=y,
+                mode="lines",
+                line={"color": shade, "width": 1.3},
+                hovertemplate="%{y:.3f}<extra></extra>",
+            )
     figure.add_hline(y=cut, line={"color": INK, "width": 1.2, "dash": "dot"})
-    figure.add_annotation(x=1, xref="paper", y=cut, text="cut", showarrow=False, xanchor="right", yanchor="bottom")
+    figure.add_annotation(
+        x=1, xref="paper", y=cut, text="cut", showarrow=False, xanchor="right", yanchor="bottom"
+    )
     figure.update_xaxes(showticklabels=False, ticks="", showgrid=False)
     figure.update_yaxes(rangemode="tozero")
     return figure
@@ -234,6 +299,8 @@ def silhouette(candidates: np.ndarray, chosen: int) -> go.Figure:
     candidates = np.asarray(candidates, dtype=float)
     figure.add_scatter(x=candidates[:, 0], y=_f4(candidates[:, 1]), mode="lines+markers", line={"color": PALETTE[0], "width": 1.6},
                        marker={"size": 5}, hovertemplate="%{y:.3f} with %{x} clusters<extra></extra>")  # fmt: skip
+    if np.ptp(candidates[:, 0]) <= 12:
+        figure.update_xaxes(dtick=1)
     mark = candidates[candidates[:, 0] == chosen]
     figure.add_scatter(x=mark[:, 0], y=_f4(mark[:, 1]), mode="markers", marker={"size": 12, "color": PALETTE[1]},
                        hovertemplate="chosen: %{x} clusters<extra></extra>")  # fmt: skip

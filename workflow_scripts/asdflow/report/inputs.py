@@ -38,8 +38,9 @@ class DatasetFiles:
     """The files of one data set, in the layouts of docs/architecture.md.
 
     `embeddings`: encoder name -> embeddings before fine-tuning. `features`: one HDF5 file a machine, of any one
-    front end (for the log-mel pictures). `rules_of`: the year whose official score holds. `published_set`: the challenge set that these data claim to be, such as
-    "2025 evaluation"; published figures appear only if the machines agree with it. `synthetic`: made, not recorded.
+    front end (for the log-mel pictures). `rules_of`: the year whose official score holds. `published_set`: the
+    challenge set that these data claim to be, such as "2025 evaluation"; published figures appear only if the machines
+    agree with it. `synthetic`: made, not recorded.
     """
 
     name: str
@@ -89,8 +90,8 @@ def dataset_files(
 ) -> DatasetFiles:
     """The files of data set `name` below `results`, where docs/architecture.md puts them.
 
-    `systems`: system -> seeds; `encoders`, `unadapted`: system -> encoder (see `SystemFiles`); `front_end`: whose features serve for pictures
-    (None: the first one there is).
+    `systems`: system -> seeds; `encoders`, `unadapted`: system -> encoder (see `SystemFiles`); `front_end`: whose features
+    serve for pictures (None: the first one there is).
     """
     root = Path(results) / name
     fronts = [root / "features" / front_end] if front_end else sorted((root / "features").glob("*"))
@@ -103,7 +104,8 @@ def dataset_files(
         metrics=root / "metrics.csv",
         official_scores=root / "official_scores.csv",
         systems=tuple(
-            _system_files(root / s, s, seeds, encoders.get(s), unadapted.get(s)) for s, seeds in systems.items()
+            _system_files(root / s, s, seeds, encoders.get(s), unadapted.get(s))
+            for s, seeds in systems.items()
         ),
         embeddings={e: root / "embeddings" / f"{e}.h5" for e in embedded},
         features=features,
@@ -138,7 +140,9 @@ def discover(results: Path) -> ReportInputs:
     for clips in sorted(results.glob("*/clips.parquet")):
         found: dict[str, list[int]] = {}
         for scores in clips.parent.glob("*/seed_*/scores.parquet"):
-            found.setdefault(scores.parent.parent.name, []).append(int(scores.parent.name.removeprefix("seed_")))
+            found.setdefault(scores.parent.parent.name, []).append(
+                int(scores.parent.name.removeprefix("seed_"))
+            )
         systems = {name: sorted(found[name]) for name in sorted(found)}
         datasets.append(dataset_files(results, clips.parent.name, systems))
     provenance, graph = results / "report" / "provenance.json", results / "report" / "rulegraph.svg"

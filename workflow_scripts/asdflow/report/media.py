@@ -8,6 +8,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -19,7 +20,10 @@ from PIL import Image
 log = logging.getLogger(__name__)
 SECONDS, RATE, WIDTH = 10.0, 16000, 360
 # dark blue over teal to pale yellow, even steps of lightness, safe for colour-blind readers
-_ANCHORS = np.array([[9, 12, 40], [26, 54, 104], [33, 105, 131], [66, 152, 136], [150, 194, 122], [249, 240, 165]], dtype=float)
+_ANCHORS = np.array(
+    [[9, 12, 40], [26, 54, 104], [33, 105, 131], [66, 152, 136], [150, 194, 122], [249, 240, 165]],
+    dtype=float,
+)
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class Example:
     """A test clip worth a look, why, and the nearest normal training clip (None if no embeddings are at hand)."""
 
     title: str
+    score: float
     clip: Medium
     nearest: Medium | None
     distance: float | None
@@ -63,7 +68,9 @@ def choose_clips(scores: pd.DataFrame, mistakes: int) -> list[tuple[str, str]]:
     return [(title, clip_id) for clip_id, title in chosen.items()]
 
 
-def nearest_normal(clip_id: str, clips: pd.DataFrame, rows: Mapping[str, int], matrix: np.ndarray) -> tuple[str, float] | None:
+def nearest_normal(
+    clip_id: str, clips: pd.DataFrame, rows: Mapping[str, int], matrix: np.ndarray
+) -> tuple[str, float] | None:
     """The normal training clip of the same machine with the smallest cosine distance, and the distance."""
     machine = clips.loc[clips["clip_id"] == clip_id, "machine"].iloc[0]
     usable = clips[(clips["machine"] == machine) & (clips["split"] == "train") & clips["clip_id"].isin(rows)]
@@ -85,7 +92,9 @@ class Pictures:
         for path in features:
             if path.is_file():
                 with h5py.File(path, "r") as file:
-                    spans = zip(file["clip_id"].asstr()[:], file["offset"][:], file["n_frames"][:], strict=True)
+                    spans = zip(
+                        file["clip_id"].asstr()[:], file["offset"][:], file["n_frames"][:], strict=True
+                    )
                     self._where.update({str(c): (path, int(o), int(n)) for c, o, n in spans})
 
     def frames(self, clip_id: str) -> np.ndarray | None:
@@ -126,26 +135,31 @@ def sound(samples: np.ndarray, gain: float) -> str:
 
 
 class Gallery:
-    """Makes the examples of a data set's machines within a budget of bytes."""
+    """Makes the examples of a data set's machines, each machine within its share of a budget of bytes."""
 
     def __init__(self, clips: pd.DataFrame, features: tuple[Path, ...], budget: float) -> None:
         self._clips = clips.set_index("clip_id", drop=False)
         self._pictures = Pictures(features)
-        self._left = budget
+        self._share = budget / max(clips["machine"].nunique(), 1)
+        self._left = self._share
 
-    def examples(self, scores: pd.DataFrame, clip_ids: list[str] | None, matrix: np.ndarray | None, mistakes: int) -> list[Example]:
-        """The clips of one machine; `scores` of one system and seed, embeddings of the same run or None."""
-        rows = {c: i for i, c in enumerate(clip_ids or [])}
-        of_score = scores.set_index("clip_id")["anomaly_score"]
+    def examples(
+        self, scores: pd.DataFrame, embeddings: tuple[list[str], np.ndarray] | None, mistakes: int
+    ) -> list[Example]:
+        """The clips of one machine, of one system and seed; `embeddings`: clip ids and matrix of the same run."""
+        self._left = self._share
+        clip_ids, matrix = embeddings or ([], np.zeros((0, 1)))
+        rows = {c: i for i, c in enumerate(clip_ids)}
+        of_score = scores.set_index("clip_id")["anomaly_score"].to_dict()
         found = []
         for title, clip_id in choose_clips(scores, mistakes):
-            near = nearest_normal(clip_id, self._clips, rows, matrix) if matrix is not None else None
-            pair = [clip_id] + ([near[0]] if near else [])
-            media = self._media(pair, f"score {of_score[clip_id]:.4g}")
-            found.append(Example(title, media[0], media[1] if near else None, near[1] if near else None))
+            near = nearest_normal(clip_id, self._clips, rows, matrix)
+            media = self._media([clip_id] + ([near[0]] if near else []))
+            distance = near[1] if near else None
+            found.append(Example(title, of_score[clip_id], media[0], media[1] if near else None, distance))
         return found
 
-    def _media(self, pair: list[str], score: str) -> list[Medium]:
+    def _media(self, pair: list[str]) -> list[Medium]:
         """A clip and its neighbour with one gain and one colour range, so that eye and ear compare fairly."""
         sounds, reasons = zip(*(self._read(c) for c in pair), strict=True)
         frames = [self._pictures.frames(c) for c in pair]
@@ -153,34 +167,39 @@ class Gallery:
         gain = 0.7 / peak if peak > 0 else 1.0
         seen = [f for f in frames if f is not None and len(f)]
         low, high = np.percentile(np.concatenate(seen), [2, 99.7]) if seen else (0.0, 1.0)
-        media = []
-        for index, clip_id in enumerate(pair):
-            samples, shown = sounds[index], frames[index]
-            image = picture(shown, low, high) if shown is not None and len(shown) else None
-            heard = self._spend(sound(samples, gain)) if samples is not None and len(samples) and self._left > 0 else None
-            reason = reasons[index] or (None if heard else "no sound kept: the report's size limit is reached")
-            image = self._spend(image) if image and self._left > 0 else None
-            media.append(Medium(clip_id, self._detail(clip_id, score if index == 0 else None), self._seconds(clip_id), heard, image, reason))
-        return media
+        return [
+            self._medium(
+                clip_id, samples, gain, None if f is None or not len(f) else picture(f, low, high), reason
+            )
+            for clip_id, samples, f, reason in zip(pair, sounds, frames, reasons, strict=True)
+        ]
 
-    def _spend(self, uri: str) -> str:
-        self._left -= len(uri)
-        return uri
+    def _medium(
+        self, clip_id: str, samples: np.ndarray | None, gain: float, image: str | None, reason: str | None
+    ) -> Medium:
+        heard = sound(samples, gain) if samples is not None and len(samples) and self._left > 0 else None
+        shown = image if self._left > 0 else None
+        self._left -= len(heard or "") + len(shown or "")
+        if heard is None and reason is None:
+            reason = "the report's size limit is reached" if self._left <= 0 else "the recording is empty"
+        return Medium(clip_id, self._detail(clip_id), self._seconds(clip_id), heard, shown, reason)
 
     def _read(self, clip_id: str) -> tuple[np.ndarray | None, str | None]:
-        path = Path(self._clips.at[clip_id, "path"])
+        path = Path(str(self._clips.at[clip_id, "path"]))
         try:
             return read_start(path), None
         except (OSError, soundfile.LibsndfileError) as problem:
             log.warning("No sound of %s in the report: %s", path, problem)
             return None, "the recording is not where clips.parquet says"
 
+    def _row(self, clip_id: str) -> dict[str, Any]:
+        return self._clips.loc[[clip_id]].to_dict("records")[0]  # type: ignore[return-value]
+
     def _seconds(self, clip_id: str) -> float:
-        row = self._clips.loc[clip_id]
+        row = self._row(clip_id)
         return float(row["n_samples"]) / float(row["sample_rate"])
 
-    def _detail(self, clip_id: str, score: str | None) -> str:
-        row = self._clips.loc[clip_id]
-        attributes = row["attribute_label"] if isinstance(row["attribute_label"], str) else None
-        parts = [row["condition"], row["domain"], f"section {row['section']}", attributes, score]
-        return " · ".join(str(p) for p in parts if isinstance(p, str) and p)
+    def _detail(self, clip_id: str) -> str:
+        row = self._row(clip_id)
+        parts = [row["condition"], row["domain"], f"section {row['section']}", row["attribute_label"]]
+        return " · ".join(p for p in parts if isinstance(p, str) and p)

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
-import jinja2
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
-from markupsafe import Markup, escape
 
 from asdflow.features.embeddings import read_embeddings
 from asdflow.report import evidence, figures
+from asdflow.report.book import Book, Choice, Panel, View, environment
+from asdflow.report.dataset import Dataset
 from asdflow.report.inputs import DatasetFiles, ReportInputs, SystemFiles
 from asdflow.report.media import Gallery
 from asdflow.report.published import published_table
-from asdflow.report.significance import compare_systems
 from asdflow.report.tables import (
     Cell,
     Table,
@@ -35,13 +30,12 @@ from asdflow.report.tables import (
     number,
     official_table,
     parts_table,
-    read_metrics,
     seed_scores,
     text,
 )
 
 log = logging.getLogger(__name__)
-MAP_CLIPS = 1200
+MAP_CLIPS = 900
 COLOURINGS = {
     "machine": "machine",
     "section": "section",
@@ -58,123 +52,6 @@ UNITS = {
     "peak_memory_mb": "Peak memory (MB)",
     "target_variance": "Variance of the targets",
 }
-
-
-@dataclass(frozen=True)
-class View:
-    """One view of the page: its address after '#', what the navigation calls it, its markup."""
-
-    key: str
-    title: str
-    group: str
-    markup: str
-    parent: str | None = None
-
-
-@dataclass
-class Book:
-    """The figures of the page by id, kept as JSON until a view shows them."""
-
-    entries: dict[str, str] = field(default_factory=dict)
-
-    def add(self, figure: go.Figure | None, alt: str, table: Table | None = None, name: str | None = None) -> str:
-        """Keep a figure (or only a table) and return its id; `alt` says in words what is to be seen."""
-        identity = name or f"f{len(self.entries)}"
-        entry: dict[str, Any] = {"alt": alt, "table": table.as_json() if table else None}
-        if figure is not None:
-            picture = json.loads(figure.to_json(validate=False))
-            picture["layout"].pop("template", None)
-            entry["figure"] = picture
-        self.entries[identity] = embed_json(entry)
-        return identity
-
-
-def embed_json(value: Any) -> str:
-    """JSON that can stand inside a script element: no '<', and no line separators that JavaScript dislikes."""
-    dumped = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return dumped.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A select of a panel: its label and its options."""
-
-    label: str
-    options: Sequence[str]
-
-
-@dataclass(frozen=True)
-class Panel:
-    """Selects above slots; slot `s` shows entry '<id>/<s>/<i>-<j>' for the chosen options i, j."""
-
-    id: str
-    choices: Sequence[Choice]
-    slots: Mapping[str, str]
-
-
-@dataclass
-class Dataset:
-    """What the pages of one data set share, read once. Parts that are not there are None or empty."""
-
-    files: DatasetFiles
-    clips: pd.DataFrame | None
-    metrics: pd.DataFrame | None
-    official: pd.DataFrame | None
-    scores: dict[str, dict[int, pd.DataFrame]]
-    significance: pd.DataFrame | None
-    baseline: str | None
-    featured: SystemFiles | None
-
-    @property
-    def systems(self) -> list[str]:
-        return [s.name for s in self.files.systems]
-
-    @property
-    def machines(self) -> list[str]:
-        if self.clips is not None:
-            return sorted(self.clips["machine"].unique())
-        return [] if self.metrics is None else sorted(set(self.metrics["machine"]) - {""})
-
-    def key(self, *parts: str) -> str:
-        return "/".join(quote(p, safe="") for p in (self.files.name, *parts))
-
-
-def environment() -> jinja2.Environment:
-    """Templates with everything escaped unless it is our own markup."""
-    folder = Path(__file__).parent / "templates"
-    made = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folder), autoescape=True, trim_blocks=True, lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )  # fmt: skip
-    made.filters["breakable"] = lambda name: Markup(str(escape(name)).replace("_", "_<wbr>"))
-    return made
-
-
-def read_dataset(files: DatasetFiles, inputs: ReportInputs) -> Dataset:
-    """Read the tables of a data set that are on disk and compute the intervals."""
-    clips = pd.read_parquet(files.clips) if files.clips.is_file() else None
-    metrics = read_metrics(files.metrics) if files.metrics.is_file() else None
-    official = pd.read_csv(files.official_scores, dtype={"system": str}) if files.official_scores.is_file() else None
-    scores = {} if clips is None else {s.name: evidence.read_scores(s, clips) for s in files.systems}
-    significance = None
-    if clips is not None:
-        plain = {s: {n: r.set_index("clip_id")["anomaly_score"] for n, r in runs.items()} for s, runs in scores.items()}
-        significance = compare_systems(
-            clips[clips["split"] == "test"], plain, files.rules_of, inputs.baseline, inputs.replicates, inputs.seed
-        )
-    featured = _featured(files, official, inputs.featured)
-    return Dataset(files, clips, metrics, official, scores, significance, inputs.baseline, featured)
-
-
-def _featured(files: DatasetFiles, official: pd.DataFrame | None, wanted: str | None) -> SystemFiles | None:
-    by_name = {s.name: s for s in files.systems}
-    if wanted in by_name:
-        return by_name[str(wanted)]
-    if official is not None:
-        for name in official.sort_values("mean", ascending=False, kind="stable")["system"]:
-            if name in by_name:
-                return by_name[name]
-    return files.systems[0] if files.systems else None
 
 
 class Pages:
@@ -209,20 +86,40 @@ class Pages:
         add(View(dataset.key("systems"), "Systems and parts", name, self._ablation(dataset)))
 
     def _overview(self, dataset: Dataset) -> str:
-        values: dict[str, Any] = {"dataset": dataset, "main": None, "dots": None, "heat": None, "published": None, "latex": "", "markdown": ""}
+        values: dict[str, Any] = {
+            "dataset": dataset,
+            "main": None,
+            "dots": None,
+            "heat": None,
+            "published": None,
+            "latex": "",
+            "markdown": "",
+        }
         if dataset.official is not None and len(dataset.official):
             featured = dataset.featured.name if dataset.featured else None
             main = official_table(dataset.official, dataset.significance, dataset.baseline, featured)
-            seeds = seed_scores(dataset.metrics) if dataset.metrics is not None else pd.DataFrame({"system": [], "score": []})
-            alt = "Official score per system: " + ", ".join(f"{r.system} {r.mean:.2f}" for r in dataset.official.itertuples())
-            values["dots"] = self.book.add(figures.official_scores(dataset.official, seeds, dataset.significance), alt)
+            seeds = (
+                seed_scores(dataset.metrics)
+                if dataset.metrics is not None
+                else pd.DataFrame({"system": [], "score": []})
+            )
+            alt = "Official score per system: " + ", ".join(
+                f"{r.system} {r.mean:.2f}" for r in dataset.official.itertuples()
+            )
+            values["dots"] = self.book.add(
+                figures.official_scores(dataset.official, seeds, dataset.significance), alt
+            )
             values |= {"main": main, "latex": as_latex(main), "markdown": as_markdown(main)}
         if dataset.metrics is not None:
             links = {m: "#" + dataset.key("machine", m) for m in dataset.machines}
             scores = machine_scores(dataset.metrics)
             if len(scores):
-                values["heat"] = heat_table(scores, dataset.systems or sorted(scores["system"].unique()), links)
-        values["published"], values["published_note"] = published_table(dataset.files.published_set, dataset.machines)
+                values["heat"] = heat_table(
+                    scores, dataset.systems or sorted(scores["system"].unique()), links
+                )
+        values["published"], values["published_note"] = published_table(
+            dataset.files.published_set, dataset.machines
+        )
         values["facts"] = self._facts(dataset)
         values["id"] = f"d{len(self.views)}"
         compared = [] if dataset.significance is None else list(dataset.significance["system"])
@@ -234,7 +131,11 @@ class Pages:
         facts = [("Systems", str(len(dataset.systems))), ("Machines", str(len(dataset.machines)))]
         if dataset.clips is not None:
             counts = dataset.clips["split"].value_counts()
-            facts += [(f"{split.capitalize()} clips", f"{counts[split]:,}") for split in ("train", "test") if split in counts]
+            facts += [
+                (f"{split.capitalize()} clips", f"{counts[split]:,}")
+                for split in ("train", "test")
+                if split in counts
+            ]
         seeds = max((len(s.runs) for s in dataset.files.systems), default=0)
         facts.append(("Seeds", str(seeds)))
         if self.provenance.get("created"):
@@ -251,27 +152,32 @@ class Pages:
         return Gallery(dataset.clips, dataset.files.features, budget)
 
     def _machine(self, dataset: Dataset, machine: str, gallery: Gallery | None) -> str:
-        values: dict[str, Any] = {"dataset": dataset, "machine": machine, "metrics": None, "roc": None, "panel": None, "examples": []}
+        values: dict[str, Any] = {
+            "dataset": dataset,
+            "machine": machine,
+            "metrics": None,
+            "roc": None,
+            "panel": None,
+            "examples": [],
+        }
         if dataset.metrics is not None and counted_metrics(dataset.metrics):
             values["metrics"] = metric_table(dataset.metrics, machine, dataset.systems)
-        mine = {s: {n: r[r["machine"] == machine] for n, r in runs.items()} for s, runs in dataset.scores.items()}
-        mine = {s: {n: r for n, r in runs.items() if len(r)} for s, runs in mine.items()}
-        mine = {s: runs for s, runs in mine.items() if runs}
+        mine = dataset.runs_of(machine)
         if mine and dataset.clips is not None:
             values["roc"] = self._roc(dataset, machine, mine)
             values["panel"] = self._score_panel(dataset, mine)
         run = evidence.first_run(dataset.featured) if dataset.featured else None
-        if gallery is not None and run is not None and dataset.featured and run.seed in mine.get(dataset.featured.name, {}):
-            embedded = read_embeddings(run.embeddings) if run.embeddings and run.embeddings.is_file() else (None, None)
+        featured = dataset.featured.name if dataset.featured else ""
+        if gallery is not None and run is not None and run.seed in mine.get(featured, {}):
+            there = run.embeddings is not None and run.embeddings.is_file()
+            embedded = read_embeddings(run.embeddings) if there and run.embeddings else None
             mistakes = 2 if len(dataset.machines) <= 8 else 1
-            values["examples"] = gallery.examples(mine[dataset.featured.name][run.seed], *embedded, mistakes)
+            values["examples"] = gallery.examples(mine[featured][run.seed], embedded, mistakes)
             values["seed"] = run.seed
         return self._render("machine.html.j2", **values)
 
     def _roc(self, dataset: Dataset, machine: str, scores: dict[str, dict[int, pd.DataFrame]]) -> str | None:
-        assert dataset.clips is not None
-        here = dataset.clips[(dataset.clips["machine"] == machine) & (dataset.clips["split"] == "test")]
-        panels = evidence.roc_panels(here)
+        panels = evidence.roc_panels(dataset.test_clips(machine))
         curves = evidence.roc_curves({s: list(runs.values()) for s, runs in scores.items()}, panels)
         if not len(curves):
             return None
@@ -280,13 +186,18 @@ class Pages:
             area = float(np.trapezoid(curve["tpr"], curve["fpr"]))
             at = float(np.interp(0.1, curve["fpr"], curve["tpr"]))
             rows.append([text(system), text(panel), number(area, 3), number(at, 3)])
-        table = Table("Mean ROC over the seeds", ["System", "Clips", "Area", "True-positive rate at 0.1"], rows, [2, 3])
+        table = Table(
+            "Mean ROC over the seeds", ["System", "Clips", "Area", "True-positive rate at 0.1"], rows, [2, 3]
+        )
         featured = dataset.featured.name if dataset.featured else None
         alt = f"ROC curves of {machine} for {len(scores)} systems; the area up to a false-positive rate of 0.1 is shaded for {featured}"
         return self.book.add(figures.roc(curves, list(panels), featured), alt, table)
 
     def _score_panel(self, dataset: Dataset, scores: dict[str, dict[int, pd.DataFrame]]) -> Panel:
-        systems = sorted(scores, key=lambda s: (dataset.featured is None or s != dataset.featured.name, dataset.systems.index(s)))
+        systems = sorted(
+            scores,
+            key=lambda s: (dataset.featured is None or s != dataset.featured.name, dataset.systems.index(s)),
+        )
         seeds = sorted({n for runs in scores.values() for n in runs})
         panel = self._panel(
             [Choice("System", systems), Choice("Seed", [str(n) for n in seeds])],
@@ -306,12 +217,19 @@ class Pages:
             figure = figures.score_histogram(known, evidence.threshold(scores))
             self.book.add(figure, f"Histograms of anomaly scores of {who}; medians: {said}", evidence.histogram_table(known),
                           f"{panel.id}/histogram/{place}")  # fmt: skip
-        for slot, table in (("confusion", evidence.confusion_table(scores)), ("attributes", evidence.attribute_table(scores))):
+        for slot, table in (
+            ("confusion", evidence.confusion_table(scores)),
+            ("attributes", evidence.attribute_table(scores)),
+        ):
             if table is not None:
                 self.book.add(None, table.caption, table, f"{panel.id}/{slot}/{place}")
 
     def _representation(self, dataset: Dataset) -> str:
-        clustering = {s.name: evidence.cluster_groups(s.clusters) for s in dataset.files.systems if s.clusters and s.clusters.is_file()}
+        clustering = {
+            s.name: evidence.cluster_groups(s.clusters)
+            for s in dataset.files.systems
+            if s.clusters and s.clusters.is_file()
+        }
         clustering = {name: groups for name, groups in clustering.items() if groups}
         labelled = self._labelled(dataset, clustering)
         labels = pd.read_parquet(labelled.labels) if labelled and labelled.labels else None
@@ -357,10 +275,17 @@ class Pages:
         run = evidence.first_run(system)
         found = {
             "unadapted": ("Before pre-training", files.embeddings.get(system.unadapted or "")),
-            "encoder": ("After pre-training" if system.unadapted else "Encoder", files.embeddings.get(system.encoder or "")),
+            "encoder": (
+                "After pre-training" if system.unadapted else "Encoder",
+                files.embeddings.get(system.encoder or ""),
+            ),
             "tuned": (f"Fine-tuned, seed {run.seed if run else ''}", run.embeddings if run else None),
         }
-        return {stage: (heading, path) for stage, (heading, path) in found.items() if path is not None and path.is_file()}
+        return {
+            stage: (heading, path)
+            for stage, (heading, path) in found.items()
+            if path is not None and path.is_file()
+        }
 
     def _map_slots(self, panel: Panel, stage: str, points: pd.DataFrame, machines: list[str]) -> None:
         for i, (name, column) in enumerate(COLOURINGS.items()):
@@ -371,7 +296,12 @@ class Pages:
                 if part[column].nunique() > figures.MOST_CATEGORIES:
                     continue
                 counts = part[column].fillna("not known").value_counts().sort_index()
-                table = Table(f"Clips on the map by {name}", [name, "Clips"], [[text(k), number(v, 0)] for k, v in counts.items()], [1])
+                table = Table(
+                    f"Clips on the map by {name}",
+                    [name, "Clips"],
+                    [[text(k), number(v, 0)] for k, v in counts.items()],
+                    [1],
+                )
                 alt = f"t-SNE map of {len(part)} embeddings ({stage}), coloured by {name}, {machine}: {len(counts)} groups"
                 self.book.add(figures.embedding_map(part, column), alt, table, f"{panel.id}/{stage}/{i}-{j}")
 
@@ -394,13 +324,23 @@ class Pages:
         sizes = pd.DataFrame({"cluster": labels, "clips": counts})
         rows = [[text(c), number(n, 0)] for c, n in zip(labels, counts, strict=True)]
         if len(parts["linkage"]):
-            cut = float(np.asarray(parts.get("cut", np.nan)).reshape(-1)[0])
+            cut = evidence.cut_height(parts)
             figure = figures.dendrogram(parts["linkage"], cut)
-            table = Table(f"Merges of {name} nearest to the cut", ["Merge", "Distance"], _merges(parts["linkage"], cut), [0, 1])
+            table = Table(
+                f"Merges of {name} nearest to the cut",
+                ["Merge", "Distance"],
+                _merges(parts["linkage"], cut),
+                [0, 1],
+            )
             alt = f"Dendrogram of {name}: {len(parts['linkage']) + 1} clips, cut at {cut:.3g} into {len(labels)} clusters"
             self.book.add(figure, alt, table, place.format("tree"))
         alt = f"Sizes of the {len(labels)} clusters of {name}: {', '.join(map(str, counts))}"
-        self.book.add(figures.cluster_sizes(sizes), alt, Table(f"Clusters of {name}", ["Cluster", "Clips"], rows, [1]), place.format("sizes"))
+        self.book.add(
+            figures.cluster_sizes(sizes),
+            alt,
+            Table(f"Clusters of {name}", ["Cluster", "Clips"], rows, [1]),
+            place.format("sizes"),
+        )
         curve = np.asarray(parts.get("silhouette", np.zeros((0, 2))))
         if len(curve):
             rows = [[number(k, 0), number(v, 3)] for k, v in curve]
@@ -412,7 +352,10 @@ class Pages:
         encoders = {n: [(n, p)] for n, p in self.inputs.encoder_histories.items()}
         used = {s.encoder for s in dataset.files.systems if s.encoder}
         encoders = {n: p for n, p in encoders.items() if not used or n in used}
-        runs = {s.name: [(f"seed {r.seed}", r.history) for r in s.runs if r.history] for s in dataset.files.systems}
+        runs = {
+            s.name: [(f"seed {r.seed}", r.history) for r in s.runs if r.history]
+            for s in dataset.files.systems
+        }
         groups = [
             ("Pre-training", self._histories("Encoder", encoders)),
             ("Fine-tuning", self._histories("System", runs)),
@@ -421,7 +364,10 @@ class Pages:
 
     def _histories(self, label: str, sources: Mapping[str, Sequence[tuple[str, Path]]]) -> Panel | None:
         """A panel of what left a history: one figure a metric, a line a run."""
-        found = {name: [evidence.read_history(p, run) for run, p in files if p.is_file()] for name, files in sources.items()}
+        found = {
+            name: [evidence.read_history(p, run) for run, p in files if p.is_file()]
+            for name, files in sources.items()
+        }
         tables = {name: pd.concat(parts, ignore_index=True) for name, parts in found.items() if parts}
         tables = {name: table for name, table in tables.items() if len(table)}
         if not tables:

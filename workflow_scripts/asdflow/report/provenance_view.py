@@ -10,7 +10,8 @@ import pandas as pd
 import yaml
 
 from asdflow.report import figures
-from asdflow.report.pages import Book, View, duration, environment
+from asdflow.report.book import Book, View, environment
+from asdflow.report.pages import duration
 from asdflow.report.tables import Table, number, text
 
 KEYS = ("command", "git", "configuration", "seeds", "versions", "hardware", "checksums", "benchmarks")
@@ -70,7 +71,15 @@ def _stage_table(benchmarks: pd.DataFrame) -> Table | None:
         seconds = pd.to_numeric(group["seconds"], errors="coerce")
         memory = pd.to_numeric(group["peak_memory_mb"], errors="coerce").max()
         total = text(duration(float(seconds.sum())))
-        rows.append([text(rule), number(len(group), 0), total, text(duration(float(seconds.max()))), number(memory, 0)])
+        rows.append(
+            [
+                text(rule),
+                number(len(group), 0),
+                total,
+                text(duration(float(seconds.max()))),
+                number(memory, 0),
+            ]
+        )
     headers = ["Rule", "Jobs", "Time in all", "Longest job", "Peak memory (MB)"]
     return Table("Time and memory per stage", headers, rows, [1, 2, 3, 4])
 
@@ -81,4 +90,6 @@ def _chart(benchmarks: pd.DataFrame, book: Book) -> str | None:
     totals = benchmarks.groupby("rule")["seconds"].sum().sort_values(ascending=False)
     rows = [[text(r), number(s, 1)] for r, s in totals.items()]
     alt = "Time per rule: " + ", ".join(f"{r} {duration(float(s))}" for r, s in totals.head(5).items())
-    return book.add(figures.stage_times(benchmarks), alt, Table("Time per rule", ["Rule", "Seconds"], rows, [1]))
+    return book.add(
+        figures.stage_times(benchmarks), alt, Table("Time per rule", ["Rule", "Seconds"], rows, [1])
+    )

@@ -14,7 +14,19 @@ SETS = (
 PUBLISHED: dict[str, tuple[float | None, ...]] = {
     "official autoencoder": (65.3, 67.2, 56.5, 54.9, 53.8, 53.5, 54.8, 57.8, 55.0, 56.7, 56.5),
     "frozen BEATs, nearest neighbour": (70.2, 71.2, 62.9, 58.1, 61.9, 57.1, 60.1, 62.4, 56.1, 57.6, 62.4),
-    "CNN on two spectra, sub-cluster AdaCos": (91.7, 92.8, 69.8, 67.1, 71.7, 69.0, 66.1, 68.6, 63.1, 56.7, None),
+    "CNN on two spectra, sub-cluster AdaCos": (
+        91.7,
+        92.8,
+        69.8,
+        67.1,
+        71.7,
+        69.0,
+        66.1,
+        68.6,
+        63.1,
+        56.7,
+        None,
+    ),
     "BEATs with LoRA": (90.6, 93.5, 73.1, 67.6, 73.2, 68.9, 62.7, 71.5, 59.5, 61.7, None),
     "EAT with LoRA": (90.4, 93.5, 72.9, 67.6, 73.9, 69.9, 64.0, 72.0, 59.9, 61.5, None),
     "arXiv 2508.12230": (91.1, 93.1, None, None, 72.4, 66.6, 64.3, 68.7, 64.1, 65.5, None),
@@ -52,9 +64,16 @@ def published_table(published_set: str | None, machines: Sequence[str]) -> tuple
     missing = sorted(MACHINES[published_set] - set(machines))
     further = sorted(set(machines) - MACHINES[published_set])
     if missing or further:
-        parts = ([f"missing {', '.join(missing)}"] if missing else []) + ([f"further {', '.join(further)}"] if further else [])
-        return None, f"Not all of {published_set} ({'; '.join(parts)}), so published figures would not compare."
+        parts = ([f"missing {', '.join(missing)}"] if missing else []) + (
+            [f"further {', '.join(further)}"] if further else []
+        )
+        return (
+            None,
+            f"Not all of {published_set} ({'; '.join(parts)}), so published figures would not compare.",
+        )
     column = SETS.index(published_set)
     scores = [(name, values[column]) for name, values in PUBLISHED.items() if values[column] is not None]
     rows = [[text(name), number(score, 1)] for name, score in sorted(scores, key=lambda s: -float(s[1] or 0))]
-    return Table(f"Published on {published_set}", ["System", "Official score"], rows, [1]), "Published by others on the same clips."
+    return Table(
+        f"Published on {published_set}", ["System", "Official score"], rows, [1]
+    ), "Published by others on the same clips."

@@ -17,7 +17,17 @@ Edges = list[tuple[str, str]]
 
 def rule_edges(root: Path, configfiles: Iterable[Path]) -> Edges:
     """Ask Snakemake which rule feeds which: pairs (earlier, later). Empty where Snakemake is not installed."""
-    command = [sys.executable, "-m", "snakemake", "--rulegraph", "dot", "--nolock", "--quiet", "all", "--forceall"]
+    command = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "--rulegraph",
+        "dot",
+        "--nolock",
+        "--quiet",
+        "all",
+        "--forceall",
+    ]
     command += ["--snakefile", str(root / "Snakefile"), "--directory", str(Path.cwd())]
     command += ["--configfile", *map(str, configfiles)]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -70,7 +80,9 @@ def _rows(edges: Edges) -> list[list[str]]:
     position: dict[str, float] = {}
     for level, row in enumerate(rows):
         members = [name for name, value in depth.items() if value == level]
-        centre = {n: sum(position[o] for o in before[n]) / len(before[n]) if before[n] else 0.0 for n in members}
+        centre = {
+            n: sum(position[o] for o in before[n]) / len(before[n]) if before[n] else 0.0 for n in members
+        }
         row.extend(sorted(members, key=lambda name: (centre[name], name)))
         position.update({name: index - (len(row) - 1) / 2 for index, name in enumerate(row)})
     return rows

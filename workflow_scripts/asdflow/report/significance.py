@@ -14,7 +14,12 @@ Scores = Mapping[str, Mapping[int, pd.Series]]
 
 
 def compare_systems(
-    clips: pd.DataFrame, scores: Scores, year: int, baseline: str | None, replicates: int = 1000, seed: int = 0
+    clips: pd.DataFrame,
+    scores: Scores,
+    year: int,
+    baseline: str | None,
+    replicates: int = 1000,
+    seed: int = 0,
 ) -> pd.DataFrame:
     """95 % intervals of each system's official score (percent) and of its difference to `baseline`.
 
@@ -62,10 +67,14 @@ def _official_scores(
         for system, number in runs:
             found = scores[system][number].reindex(rows["clip_id"]).to_numpy(dtype=np.float64)
             for comparison in usable:
-                values[system, number][machine, section, comparison.metric] = compare(comparison, found, weights)
+                values[system, number][machine, section, comparison.metric] = compare(
+                    comparison, found, weights
+                )
     if not values[runs[0]]:
         return {}
-    return {s: np.stack([100 * combine(year, values[s, n]) for n in of_system]) for s, of_system in scores.items()}
+    return {
+        s: np.stack([100 * combine(year, values[s, n]) for n in of_system]) for s, of_system in scores.items()
+    }
 
 
 def _draw(domain: np.ndarray, label: np.ndarray, replicates: int, rng: np.random.Generator) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -93,7 +93,9 @@ def counted_metrics(metrics: pd.DataFrame) -> tuple[str, ...]:
 
 def read_metrics(path: Any) -> pd.DataFrame:
     """metrics.csv with sections as text (`00`) and empty machine and section as ""."""
-    table = pd.read_csv(path, dtype={"system": str, "machine": str, "section": str, "metric": str}, keep_default_na=False)
+    table = pd.read_csv(
+        path, dtype={"system": str, "machine": str, "section": str, "metric": str}, keep_default_na=False
+    )
     table["seed"] = pd.to_numeric(table["seed"], errors="coerce")
     table["value"] = pd.to_numeric(table["value"], errors="coerce")
     return table
@@ -108,7 +110,7 @@ def machine_scores(metrics: pd.DataFrame) -> pd.DataFrame:
     rows = metrics[metrics["metric"].isin(counted) & (metrics["machine"] != "") & (metrics["section"] != "")]
     average = np.mean if counted == COUNTED[2] else hmean
     groups = rows.groupby(["system", "machine", "seed"], sort=False)["value"]
-    found = [(*key, 100 * float(average(values.to_numpy()))) for key, values in groups]  # type: ignore[misc]
+    found = [(*key, 100 * float(average(values.to_numpy()))) for key, values in groups]
     return pd.DataFrame(found, columns=["system", "machine", "seed", "score"])
 
 
@@ -116,51 +118,64 @@ def seed_scores(metrics: pd.DataFrame) -> pd.DataFrame:
     """Official score per system and seed in percent: columns system, seed, score."""
     rows = metrics[metrics["metric"] == "official_score"]
     scale = 100.0 if len(rows) and rows["value"].max() <= 1.0 else 1.0
-    return pd.DataFrame({"system": rows["system"], "seed": rows["seed"], "score": rows["value"] * scale}).reset_index(drop=True)
+    return pd.DataFrame(
+        {"system": rows["system"], "seed": rows["seed"], "score": rows["value"] * scale}
+    ).reset_index(drop=True)
 
 
-def official_table(official: pd.DataFrame, significance: pd.DataFrame | None, baseline: str | None, featured: str | None) -> Table:
+def official_table(
+    official: pd.DataFrame, significance: pd.DataFrame | None, baseline: str | None, featured: str | None
+) -> Table:
     """The main table: mean, spread, seeds, interval, difference to the baseline with its significance.
 
     `significance` as from `asdflow.report.significance.compare_systems` or None.
     """
     headers = ["System", "Official score", "Std", "Seeds"]
-    found = None if significance is None or not len(significance) else significance.set_index("system")
-    with_baseline = found is not None and baseline is not None and baseline in found.index
-    if found is not None:
+    found = {} if significance is None else {str(r["system"]): r for r in significance.to_dict("records")}
+    with_baseline = baseline in found
+    if found:
         headers.append("95 % interval")
     if with_baseline:
-        headers += [f"Difference to {baseline}", "95 % interval of it", "p"]
+        headers += [f"Difference to {baseline}", "95 % interval of the difference", "p"]
     best = official["mean"].max()
     rows = []
-    for row in official.sort_values("mean", ascending=False, kind="stable").itertuples():
-        cells = [
-            text(row.system, strong=row.system == featured),
-            number(row.mean, strong=row.mean == best),
-            number(row.std),
-            Cell(str(int(row.n)), int(row.n)),
-        ]
-        if found is not None:
-            cells += _significance_cells(found, str(row.system), baseline if with_baseline else None)
+    for row in ranked(official):
+        name = text(row["system"], strong=row["system"] == featured)
+        spread = _score_cells(row)[1:]
+        cells = [name, number(row["mean"], strong=row["mean"] == best), *spread]
+        if found:
+            cells += _significance_cells(found.get(str(row["system"])), baseline if with_baseline else None)
         rows.append(cells)
     return Table("Official score per system, in percent", headers, rows, list(range(1, len(headers))))
 
 
-def _significance_cells(found: pd.DataFrame, system: str, baseline: str | None) -> list[Cell]:
-    wanted = 1 if baseline is None else 4
-    if system not in found.index:
-        return [text(None)] * wanted
-    row = found.loc[system]
+def ranked(official: pd.DataFrame) -> list[dict[Hashable, Any]]:
+    """Rows of official_scores.csv, the highest mean first."""
+    return official.sort_values("mean", ascending=False, kind="stable").to_dict("records")
+
+
+def _score_cells(row: Mapping[Hashable, Any]) -> list[Cell]:
+    """Mean, spread and number of seeds of a system."""
+    return [number(row["mean"]), number(row["std"]), number(row["n"], 0)]
+
+
+def _significance_cells(row: Mapping[Hashable, Any] | None, baseline: str | None) -> list[Cell]:
+    if row is None:
+        return [text(None)] * (1 if baseline is None else 4)
     cells = [_interval(row["low"], row["high"])]
     if baseline is None:
         return cells
-    if system == baseline:
+    if row["system"] == baseline:
         return [*cells, Cell("baseline"), text(None), text(None)]
     p = float(row["p"])
     sign = "+" if row["difference"] > 0 else ""
     difference = number(row["difference"], strong=p < 0.05)
     cells.append(Cell(sign + difference.text, difference.value, strong=difference.strong))
-    return [*cells, _interval(row["difference_low"], row["difference_high"]), Cell("< 0.01" if p < 0.01 else f"{p:.2f}", p)]
+    return [
+        *cells,
+        _interval(row["difference_low"], row["difference_high"]),
+        Cell("< 0.01" if p < 0.01 else f"{p:.2f}", p),
+    ]
 
 
 def _interval(low: float, high: float) -> Cell:
@@ -169,7 +184,9 @@ def _interval(low: float, high: float) -> Cell:
 
 def heat_table(scores: pd.DataFrame, systems: Sequence[str], links: dict[str, str]) -> Table:
     """Machines in rows, systems in columns, mean score over the seeds; the best of a row is strong."""
-    means = scores.groupby(["machine", "system"])["score"].mean().unstack("system").reindex(columns=list(systems))
+    means = (
+        scores.groupby(["machine", "system"])["score"].mean().unstack("system").reindex(columns=list(systems))
+    )
     rows = []
     for machine, row in means.iterrows():
         best = row.max()
@@ -189,7 +206,9 @@ def _shade(score: float) -> float | None:
 def metric_table(metrics: pd.DataFrame, machine: str, systems: Sequence[str]) -> Table:
     """The counted metrics of one machine per system and section: mean and, from two seeds on, spread."""
     counted = counted_metrics(metrics)
-    mine = metrics[(metrics["machine"] == machine) & metrics["metric"].isin(counted) & (metrics["section"] != "")]
+    mine = metrics[
+        (metrics["machine"] == machine) & metrics["metric"].isin(counted) & (metrics["section"] != "")
+    ]
     headers = ["System", "Section"]
     for metric in counted:
         headers += [METRIC_NAMES[metric], "std"]
@@ -215,11 +234,23 @@ def agreement_table(metrics: pd.DataFrame) -> Table | None:
     unadapted = known["metric"].str.endswith("_unadapted").any()
     columns = [n + suffix for n in names for suffix in (("", "_unadapted") if unadapted else ("",))]
     headers = ["System", "Machine"] + [
-        METRIC_NAMES[c.removesuffix("_unadapted")] + (" without pre-training" if c.endswith("_unadapted") else "") for c in columns
+        METRIC_NAMES[c.removesuffix("_unadapted")]
+        + (" before pre-training" if c.endswith("_unadapted") else "")
+        for c in columns
     ]
-    means = known.groupby(["system", "machine", "metric"], sort=False)["value"].mean().unstack("metric").reindex(columns=columns)
-    rows = [[text(key[0]), text(key[1] or "all"), *(number(v, 3) for v in row)] for key, row in zip(means.index, means.to_numpy(), strict=True)]
-    return Table("Agreement of pseudo labels with the hidden attributes", headers, rows, list(range(2, len(headers))))
+    means = (
+        known.groupby(["system", "machine", "metric"], sort=False)["value"]
+        .mean()
+        .unstack("metric")
+        .reindex(columns=columns)
+    )
+    rows = [
+        [text(key[0]), text(key[1] or "all"), *(number(v, 3) for v in row)]
+        for key, row in zip(means.index, means.to_numpy(), strict=True)
+    ]
+    return Table(
+        "Agreement of pseudo labels with the hidden attributes", headers, rows, list(range(2, len(headers)))
+    )
 
 
 def parts_table(
@@ -230,21 +261,28 @@ def parts_table(
     A part is told by its kind and by those of its settings that differ among systems with the same kind; it is strong
     where it differs from the baseline's.
     """
-    scored = official[official["system"].isin(list(parts))].sort_values("mean", ascending=False, kind="stable")
-    shown = {name: _part_texts({s: parts[s].get(name) for s in scored["system"]}) for name in _part_names(parts)}
-    shared = {name: texts for name, texts in shown.items() if len(set(texts.values())) == 1 and len(texts) > 1}
+    scored = [row for row in ranked(official) if row["system"] in parts]
+    systems = [str(row["system"]) for row in scored]
+    shown = {name: _part_texts({s: parts[s].get(name) for s in systems}) for name in _part_names(parts)}
+    shared = {
+        name: texts for name, texts in shown.items() if len(set(texts.values())) == 1 and len(texts) > 1
+    }
     columns = [name for name in shown if name not in shared]
     rows = []
-    for row in scored.itertuples():
-        system = str(row.system)
+    for system, row in zip(systems, scored, strict=True):
         cells = [text(system)]
         for name in columns:
             differs = baseline in parts and shown[name][system] != shown[name].get(str(baseline))
             cells.append(text(shown[name][system], strong=differs))
-        rows.append([*cells, number(row.mean), number(row.std), Cell(str(int(row.n)), int(row.n))])
-    headers = ["System", *(name.replace("_", " ").capitalize() for name in columns), "Official score", "Std", "Seeds"]
-    table = Table("Systems and the parts they are made of", headers, rows, [len(headers) - i for i in (3, 2, 1)])
-    return table, ", ".join(f"{name.replace('_', ' ')} {next(iter(texts.values()))}" for name, texts in shared.items())
+        rows.append([*cells, *_score_cells(row)])
+    titles = [name.replace("_", " ").capitalize() for name in columns]
+    headers = ["System", *titles, "Official score", "Std", "Seeds"]
+    table = Table(
+        "Systems and the parts they are made of", headers, rows, [len(headers) - i for i in (3, 2, 1)]
+    )
+    return table, ", ".join(
+        f"{name.replace('_', ' ')} {next(iter(texts.values()))}" for name, texts in shared.items()
+    )
 
 
 def _part_names(parts: dict[str, dict[str, Any]]) -> list[str]:
@@ -260,7 +298,9 @@ def _part_texts(entries: dict[str, Any]) -> dict[str, str]:
     for system, own in settings.items():
         peers = [settings[other] for other in settings if kinds[other] == kinds[system]]
         telling = [key for key in own if any(peer.get(key) != own[key] for peer in peers)]
-        extra = ", ".join(f"{key.replace('_', ' ')} {own[key]}" for key in telling if own[key] != kinds[system])
+        extra = ", ".join(
+            f"{key.replace('_', ' ')} {own[key]}" for key in telling if own[key] != kinds[system]
+        )
         texts[system] = f"{kinds[system]} ({extra})" if extra else kinds[system]
     return texts
 
@@ -321,5 +361,10 @@ def as_latex(table: Table) -> str:
 
     columns = "".join("r" if i in table.numeric else "l" for i in range(len(table.headers)))
     body = [" & ".join(cell(c) for c in row) + r" \\" for row in table.rows]
-    lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", " & ".join(map(escaped, table.headers)) + r" \\", r"\midrule"]
+    lines = [
+        rf"\begin{{tabular}}{{{columns}}}",
+        r"\toprule",
+        " & ".join(map(escaped, table.headers)) + r" \\",
+        r"\midrule",
+    ]
     return "\n".join([*lines, *body, r"\bottomrule", r"\end{tabular}"]) + "\n"

@@ -65,12 +65,12 @@
   }
 
   function stack(layout) {
-    const panels = layout.meta.stack;
+    const panels = layout.meta.stack, gap = 0.13, size = (1 - gap * (panels - 1)) / panels;
     for (let i = 0; i < panels; i++) {
       const suffix = i ? String(i + 1) : "";
       layout["xaxis" + suffix].domain = [0, 1];
-      const top = 1 - i / panels;
-      layout["yaxis" + suffix].domain = [top - 1 / panels + 0.1, top];
+      const top = 1 - i * (size + gap);
+      layout["yaxis" + suffix].domain = [Math.max(0, top - size), top];
       layout["yaxis" + suffix].showticklabels = true;
     }
     layout.height = 300 * panels;
