@@ -99,6 +99,12 @@ def test_memory_used_before_leaves_no_trace(name):
         assert torch.equal(front_end(clip, scratch), front_end(clip))
 
 
+def test_mixed_precision_around_it_does_not_change_the_log_mel():
+    expected = build_front_end("eat_logmel")(noise(4000))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(build_front_end("eat_logmel")(noise(4000)), expected)
+
+
 def test_stft_is_the_log_power_of_hann_windowed_frames():
     config = FRONT_ENDS["stft"]
     waveform = noise(config.window_length + 3 * config.hop)

@@ -214,6 +214,25 @@ def test_the_same_embeddings_give_the_same_bytes(tmp_path):
     assert (tmp_path / "one.h5").read_bytes() == (tmp_path / "two.h5").read_bytes()
 
 
+def test_any_flipped_byte_of_embeddings_is_found_or_harmless(tmp_path):
+    path = tmp_path / "e.h5"
+    matrix = np.random.default_rng(0).normal(size=(20, 16)).astype(np.float32)
+    write_embeddings(path, ids("fan", range(20)), matrix)
+    whole, found = path.read_bytes(), 0
+    for position in range(0, len(whole), 23):
+        damaged = bytearray(whole)
+        damaged[position] ^= 0x10
+        path.write_bytes(damaged)
+        try:
+            names, read = read_embeddings(path)
+        except InputError as error:
+            assert "e.h5" in str(error)
+            found += 1
+            continue
+        assert names == ids("fan", range(20)) and np.array_equal(read, matrix), position
+    assert found >= matrix.nbytes // 23
+
+
 def test_foreign_and_damaged_embeddings_are_refused_by_name(fan, tmp_path):
     with pytest.raises(InputError, match=r"fan\.h5 is not a file of embeddings"):
         read_embeddings(fan)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -15,7 +16,18 @@ from asdflow.files import atomic_path
 
 FORMAT = "asdflow-embeddings"
 VERSION = 1
+BLOCK_ROWS = 4096
+REMEDY = "remove it and run the step that makes it again"
 Rows = Callable[[npt.ArrayLike, npt.ArrayLike], None]
+
+
+def _digest(file: h5py.File) -> str:
+    """SHA-256 over clip ids and embeddings, read in blocks."""
+    digest = hashlib.sha256(file["clip_id"][:].tobytes())
+    embedding = file["embedding"]
+    for first in range(0, len(embedding), BLOCK_ROWS):
+        digest.update(np.ascontiguousarray(embedding[first : first + BLOCK_ROWS]).tobytes())
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager
@@ -32,10 +44,16 @@ def embeddings_writer(path: str | Path, clip_ids: Sequence[str], width: int) -> 
 
         def write(rows: npt.ArrayLike, values: npt.ArrayLike) -> None:
             order = np.argsort(np.asarray(rows))
-            if len(order):
-                dataset[np.asarray(rows)[order]] = np.asarray(values, dtype=np.float32)[order]
+            if not len(order):
+                return
+            places, ordered = np.asarray(rows)[order], np.asarray(values, dtype=np.float32)[order]
+            if places[-1] - places[0] == len(places) - 1:  # HDF5 is slow with long lists of single rows
+                dataset[places[0] : places[-1] + 1] = ordered
+            else:
+                dataset[places] = ordered
 
         yield write
+        file.attrs["digest"] = _digest(file)
 
 
 def write_embeddings(path: str | Path, clip_ids: Sequence[str], matrix: npt.ArrayLike) -> None:
@@ -52,13 +70,9 @@ def read_embeddings(path: str | Path) -> tuple[list[str], npt.NDArray[np.float32
     try:
         with h5py.File(path, "r") as file:
             if file.attrs.get("format") != FORMAT:
-                raise InputError(
-                    f"{path} is not a file of embeddings", remedy="remove it and run the embed step again"
-                )
+                raise InputError(f"{path} is not a file of embeddings", remedy=REMEDY)
+            if file.attrs["digest"] != _digest(file):
+                raise InputError(f"{path} is damaged", ["its content does not fit its checksum"], REMEDY)
             return [i.decode() for i in file["clip_id"][:]], file["embedding"][:]
     except (OSError, KeyError, ValueError, RuntimeError) as error:
-        raise InputError(
-            f"{path} cannot be read as a file of embeddings",
-            [str(error)],
-            "remove it and run the embed step again",
-        ) from error
+        raise InputError(f"{path} cannot be read as a file of embeddings", [str(error)], REMEDY) from error

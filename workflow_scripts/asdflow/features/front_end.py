@@ -204,8 +204,11 @@ class FrontEnd(nn.Module):
         n_frames = self.config.n_frames(waveform.shape[-1])
         result = waveform.new_empty(len(waveform), n_frames, self.bins, dtype=torch.float32)
         scratch = Scratch() if scratch is None else scratch
-        for clips, frames in zip(waveform.float().split(block), result.split(block), strict=True):
-            frames.copy_(self._log_energies(clips, scratch))
+        with torch.autocast(
+            waveform.device.type, enabled=False
+        ):  # single precision inside mixed precision, too
+            for clips, frames in zip(waveform.float().split(block), result.split(block), strict=True):
+                frames.copy_(self._log_energies(clips, scratch))
         return result
 
     def _log_energies(self, waveform: torch.Tensor, scratch: Scratch) -> torch.Tensor:
