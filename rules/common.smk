@@ -53,9 +53,7 @@ def stage_config(**entries) -> dict:
 def needs_gpu() -> int:
     """1 where this run's training stages want a GPU; on a cluster's login node, say `device: cuda`."""
     wanted = config["device"]
-    return int(
-        wanted == "cuda" or (wanted == "auto" and Path("/dev/nvidiactl").exists())
-    )
+    return int(wanted == "cuda" or (wanted == "auto" and provenance.has_gpu()))
 
 
 # ------------------------------------------------------------------ data sets

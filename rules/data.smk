@@ -27,7 +27,6 @@ rule download:
                 if a[-1] == wildcards.archive
             ]
         ),
-        data_dir=DATA,
     script:
         "../workflow_scripts/download.py"
 
@@ -54,7 +53,6 @@ rule unpack:
         cfg=lambda wildcards: stage_config(
             archives=archive_identity(wildcards.dataset, wildcards.machine)
         ),
-        data_dir=DATA,
     script:
         "../workflow_scripts/unpack.py"
 
@@ -80,7 +78,6 @@ rule fetch_labels:
         cfg=lambda wildcards: stage_config(
             **{key: config["datasets"][wildcards.dataset][key] for key in LABEL_KEYS}
         ),
-        data_dir=DATA,
     script:
         "../workflow_scripts/fetch_labels.py"
 

@@ -38,8 +38,5 @@ rule report:
     params:
         cfg=report_config(),
         code=code_digest("report.py"),
-        results=RESULTS,
-        benchmarks=BENCHMARKS,
-        root=str(BASE),
     script:
         "../workflow_scripts/report.py"

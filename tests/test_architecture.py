@@ -5,8 +5,8 @@ import re
 
 import pytest
 import yaml
-
 from asdflow.provenance import PACKAGE, code_digest, reached_files
+
 from tests.conftest import REPOSITORY
 
 GROUND = {"errors", "files", "device", "configuration", "provenance", "job"}
@@ -61,8 +61,19 @@ def test_every_rule_names_its_script_log_benchmark_conda_threads_and_resources()
         text = re.sub(r"#.*", "", path.read_text(encoding="utf-8"))
         for rule in re.split(r"^rule ", text, flags=re.M)[1:]:
             body = re.split(r"^(?:use rule|def|checkpoint) ", rule, flags=re.M)[0]
-            for directive in ("output:", "params:", "cfg=", "code=", "log:", "benchmark:", "conda:", "threads:",
-                              "mem_mb=", "runtime=", "script:"):
+            for directive in (
+                "output:",
+                "params:",
+                "cfg=",
+                "code=",
+                "log:",
+                "benchmark:",
+                "conda:",
+                "threads:",
+                "mem_mb=",
+                "runtime=",
+                "script:",
+            ):
                 assert directive in body, f"{path.name}: rule {rule.split(':')[0]} has no {directive}"
 
 
@@ -76,7 +87,9 @@ def test_conda_environments_hold_the_locked_versions(path):
     locked = locked_versions()
     entries = yaml.safe_load(path.read_text(encoding="utf-8"))["dependencies"]
     pip = [pin for entry in entries if isinstance(entry, dict) for pin in entry["pip"]]
-    conda = [entry for entry in entries if isinstance(entry, str) and not entry.startswith(("python ", "pip"))]
+    conda = [
+        entry for entry in entries if isinstance(entry, str) and not entry.startswith(("python ", "pip"))
+    ]
     assert conda and pip
     for pin in conda + pip:
         name, version = (part.strip() for part in re.split(r"=+", pin, maxsplit=1))

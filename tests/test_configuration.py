@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-
 from asdflow.configuration import complete, load_configuration, merge, read_yaml
 from asdflow.errors import InputError
+
 from tests.conftest import REPOSITORY
 
 CONFIG = read_yaml(REPOSITORY / "config.yaml")
@@ -94,5 +94,3 @@ def test_a_file_that_is_not_yaml_is_named(tmp_path: Path):
     path.write_text("a: [1, 2")
     with pytest.raises(InputError, match=r"broken\.yaml is not valid YAML"):
         read_yaml(path)
-
-

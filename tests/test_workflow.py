@@ -51,7 +51,10 @@ def test_metrics_have_both_aucs_and_pauc_for_every_machine(finished):
 def test_agreement_with_hidden_attributes_is_measured_with_and_without_pre_training(finished):
     table = pd.read_csv(results(finished) / "demo" / "metrics.csv")
     for metric in ("nmi", "ari", "nmi_unadapted", "ari_unadapted"):
-        assert sorted(table[(table.metric == metric) & (table.system == "attribute_aware")].machine) == ["bearing", "slider"]
+        assert sorted(table[(table.metric == metric) & (table.system == "attribute_aware")].machine) == [
+            "bearing",
+            "slider",
+        ]
 
 
 def test_every_test_clip_has_one_score_and_a_decision(finished):
@@ -113,7 +116,12 @@ def test_wrong_recordings_are_listed_all_at_once_and_earlier_results_stay(finish
     (recordings / "a" / "train" / "section_00_source_train_normal_0091_spd_1.wav").write_text("not audio")
     soundfile.write(recordings / "b" / "train" / "holiday.wav", np.zeros(16000), 16000)
     broken = np.full(16000, np.nan, dtype=np.float32)
-    soundfile.write(recordings / "b" / "test" / "section_00_source_test_normal_0090_spd_1.wav", broken, 16000, subtype="FLOAT")
+    soundfile.write(
+        recordings / "b" / "test" / "section_00_source_test_normal_0090_spd_1.wav",
+        broken,
+        16000,
+        subtype="FLOAT",
+    )
     (recordings / "empty").mkdir()
     before = (results(finished) / "demo" / "metrics.csv").read_bytes()
     done = snakemake(finished, overlays=[SMOKE, folder_overlay(tmp_path, recordings)])

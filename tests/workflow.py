@@ -11,7 +11,9 @@ from tests.conftest import REPOSITORY
 SNAKEMAKE = [sys.executable, "-m", "snakemake", "--snakefile", str(REPOSITORY / "Snakefile")]
 
 
-def snakemake(directory: Path, *arguments: str, overlays=(), cores: int = 2, timeout: int = 560) -> subprocess.CompletedProcess:
+def snakemake(
+    directory: Path, *arguments: str, overlays=(), cores: int = 2, timeout: int = 560
+) -> subprocess.CompletedProcess:
     """Run Snakemake in `directory` with the default configuration and overlays; output and errors together in stdout."""
     configfiles = [REPOSITORY / "config.yaml", *overlays]
     command = [*SNAKEMAKE, "--cores", str(cores), "--directory", str(directory), *arguments]

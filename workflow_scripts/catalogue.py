@@ -2,18 +2,23 @@
 
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from asdflow.data.catalogue import build_catalogue, write_catalogue
 from asdflow.data.counts import check_counts
 from asdflow.data.labels import apply_labels, read_evaluation_labels
 from asdflow.job import run_stage
 
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
 
-def main(smk):
+
+def main(smk: Any) -> None:
     settings = smk.params.cfg
     clips, notices = build_catalogue(Path(settings["path"]), settings, workers=smk.threads)
-    if "labels" in smk.input.keys():
-        clips = apply_labels(clips, read_evaluation_labels(Path(smk.input.labels)), partial=settings["partial"])
+    labels = smk.input.get("labels")
+    if labels is not None:
+        clips = apply_labels(clips, read_evaluation_labels(Path(labels)), partial=settings["partial"])
     if not settings["partial"] and not settings["auxiliary"]:
         notices += check_counts(clips, settings["rules_of"])
     for notice in notices:
@@ -22,4 +27,4 @@ def main(smk):
 
 
 if __name__ == "__main__":
-    run_stage(main, snakemake)  # noqa: F821
+    run_stage(main, snakemake)

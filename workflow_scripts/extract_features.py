@@ -1,13 +1,17 @@
 """Cache the log-mel frames of one machine's clips."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from asdflow.data.catalogue import read_catalogue
 from asdflow.features.extract import extract_features
 from asdflow.job import run_stage
 
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
 
-def main(smk):
+
+def main(smk: Any) -> None:
     clips = read_catalogue(Path(smk.input.clips))
     extract_features(
         clips[clips.machine == smk.wildcards.machine],
@@ -19,4 +23,4 @@ def main(smk):
 
 
 if __name__ == "__main__":
-    run_stage(main, snakemake)  # noqa: F821
+    run_stage(main, snakemake)

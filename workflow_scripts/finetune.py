@@ -1,13 +1,17 @@
 """Fine-tune a system's encoder on its labels and embed every clip with it."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from asdflow.features.sources import features_by_dataset
 from asdflow.job import run_stage
 from asdflow.training.finetune import finetune
 
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
 
-def main(smk):
+
+def main(smk: Any) -> None:
     finetune(
         smk.params.cfg["system"],
         features_by_dataset(smk.params.cfg["datasets"], smk.input.features),
@@ -22,4 +26,4 @@ def main(smk):
 
 
 if __name__ == "__main__":
-    run_stage(main, snakemake)  # noqa: F821
+    run_stage(main, snakemake)

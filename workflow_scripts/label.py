@@ -1,16 +1,20 @@
 """Give the training clips the labels a system is tuned on."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from asdflow.clustering import make_labels
 from asdflow.job import run_stage
 
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
 
-def main(smk):
+
+def main(smk: Any) -> None:
     names = smk.params.cfg["datasets"]
     make_labels(
         dict(zip(names, map(Path, smk.input.clips), strict=True)),
-        embeddings={names[0]: Path(path) for path in smk.input.get("embeddings", [])},
+        embeddings=dict(zip(names, map(Path, smk.input.get("embeddings", [])), strict=False)),
         settings=smk.params.cfg["labels"],
         labels_path=Path(smk.output.labels),
         clusters_path=Path(smk.output.clusters),
@@ -20,4 +24,4 @@ def main(smk):
 
 
 if __name__ == "__main__":
-    run_stage(main, snakemake)  # noqa: F821
+    run_stage(main, snakemake)

@@ -1,13 +1,17 @@
 """Pre-train an encoder by self-supervision on machine sounds."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from asdflow.features.sources import features_by_dataset
 from asdflow.job import run_stage
 from asdflow.training.pretrain import pretrain
 
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
 
-def main(smk):
+
+def main(smk: Any) -> None:
     names = smk.params.cfg["datasets"]
     features = features_by_dataset(names, smk.input.features)
     pretrain(
@@ -21,4 +25,4 @@ def main(smk):
 
 
 if __name__ == "__main__":
-    run_stage(main, snakemake)  # noqa: F821
+    run_stage(main, snakemake)

@@ -1,12 +1,16 @@
 """Make the synthetic demo recordings."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from asdflow.data.synthetic import synthesize
 from asdflow.job import run_stage
 
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
 
-def main(smk):
+
+def main(smk: Any) -> None:
     synthesize(
         target=Path(smk.output.recordings),
         hidden_attributes=Path(smk.output.hidden_attributes),
@@ -17,4 +21,4 @@ def main(smk):
 
 
 if __name__ == "__main__":
-    run_stage(main, snakemake)  # noqa: F821
+    run_stage(main, snakemake)

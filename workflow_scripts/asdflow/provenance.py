@@ -143,6 +143,11 @@ def machine_state() -> dict[str, Any]:
     }
 
 
+def has_gpu() -> bool:
+    """Whether this machine has an NVIDIA GPU with its driver, told without importing torch."""
+    return Path("/dev/nvidiactl").exists()
+
+
 def _processor() -> str:
     """The processor's own name where Linux tells it."""
     info = Path("/proc/cpuinfo")
@@ -171,7 +176,11 @@ def run_record(configuration: dict[str, Any], benchmarks: Path, root: Path, comm
         "seeds": configuration["run"]["seeds"],
         "systems": configuration["run"]["systems"],
         "versions": {"python": machine["python"], **machine["versions"]},
-        "hardware": {"processor": machine["processor"], "cores": os.cpu_count(), "platform": machine["platform"]},
+        "hardware": {
+            "processor": machine["processor"],
+            "cores": os.cpu_count(),
+            "platform": machine["platform"],
+        },
         "benchmarks": [_benchmark(path, benchmarks) for path in sorted(benchmarks.rglob("*.tsv"))],
     }
 

@@ -15,15 +15,13 @@ from asdflow.report.inputs import DatasetFiles, ReportInputs, dataset_files
 from asdflow.report.rule_graph import draw, rule_edges
 
 
-def workflow_inputs(
-    settings: Mapping[str, Any], results: Path, benchmarks: Path, root: Path, folder: Path
-) -> ReportInputs:
+def workflow_inputs(settings: Mapping[str, Any], results: Path, root: Path, folder: Path) -> ReportInputs:
     """Write configuration.yaml, provenance.json and rulegraph.svg into `folder` and name everything the report reads.
 
     Parameters
     ----------
     settings : `configuration` (resolved) and `unadapted` (system -> encoder before pre-training).
-    results, benchmarks : folders of the workflow.
+    results : the run's results folder.
     root : the checkout.
     folder : where the page will lie.
     """
@@ -31,7 +29,7 @@ def workflow_inputs(
     copy = folder / "configuration.yaml"
     write_text(copy, yaml.safe_dump(configuration, sort_keys=False, allow_unicode=True))
     command = f"snakemake --cores all --configfile {copy}"
-    record = run_record(configuration, benchmarks, root, command)
+    record = run_record(configuration, results / "benchmarks", root, command)
     write_text(folder / "provenance.json", json.dumps(record, indent=1))
     edges = rule_edges(root, [copy])
     if edges:
