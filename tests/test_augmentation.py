@@ -16,6 +16,7 @@ from asdflow.training.augmentation import (
     mask_bands,
     mixup,
     random_resize_crop,
+    show_each,
 )
 
 FRONT_END = FRONT_ENDS["eat_logmel"]
@@ -198,3 +199,13 @@ def test_the_same_generator_gives_the_same_batch():
     assert torch.equal(
         one(clips(), generator(4), clips(8)).log_mel, two(clips(), generator(4), clips(8)).log_mel
     )
+
+
+def test_every_augmentation_can_be_shown_alone():
+    one, other = clips(1)[0].half().numpy(), clips(2)[0].half().numpy()
+    shown = show_each(OFF, one, other, FRONT_END, seed=3)
+    assert list(shown) == ["original", *(name for name in OFF if name != "segments")]
+    assert all(picture.shape == one.shape and np.isfinite(picture).all() for picture in shown.values())
+    assert [name for name, picture in shown.items() if np.array_equal(picture, shown["original"])] == [
+        "original"
+    ]

@@ -225,6 +225,29 @@ class Augmentation(nn.Module):
         return log_mel
 
 
+def show_each(
+    settings: Mapping[str, Any], clip: np.ndarray, other: np.ndarray, front_end: FrontEndConfig, seed: int
+) -> dict[str, np.ndarray]:
+    """What every augmentation does to one clip, each alone and for certain, for a figure.
+
+    clip, other : normalised log-mels [T, F] of equal size; `other` is what is mixed in, and the noise. Returns
+    {"original": clip, augmentation: changed clip [T, F] float32, ...}.
+    """
+    names = [name for name, part in settings.items() if "probability" in part]
+    batch = torch.from_numpy(np.stack([clip, other]).astype(np.float32))
+    shown = {"original": np.asarray(clip, dtype=np.float32)}
+    for name in names:
+        alone = {key: {**part, "probability": 1.0 if key == name else 0.0} for key, part in settings.items()}
+        part = Augmentation(alone, front_end, len(clip))
+        if name == "mixup":  # its random share may be nearly nothing
+            shown[name] = mixup(batch, torch.tensor([1, 0]), torch.full((2,), 0.6))[0].numpy()
+            continue
+        part(batch.flip(0)[:1], torch.Generator().manual_seed(seed))  # fills the memory with the other clip
+        mixed = part(batch, torch.Generator().manual_seed(seed), batch[1:].expand_as(batch))
+        shown[name] = mixed.log_mel[0].numpy()
+    return shown
+
+
 def _beta(alpha: float, n: int, generator: torch.Generator) -> Tensor:
     """n draws of Beta(alpha, alpha), from two gamma draws by a numpy generator seeded from `generator`."""
     seed = int(torch.randint(0, 2**62, (1,), generator=generator))
