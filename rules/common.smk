@@ -13,9 +13,25 @@ from asdflow import configuration, provenance
 from asdflow.data import archives, locks
 from asdflow.data.listing import listing_digest, machine_folders
 from asdflow.errors import InputError
+from asdflow.training.recipes import check_system
+
+
+def check_systems(config) -> None:
+    """Refuse systems whose parts cannot work together, all reasons at once."""
+    problems = [
+        f"systems.{name}: {reason}"
+        for name, entry in config["systems"].items()
+        for reason in check_system(entry, config["encoders"][entry["encoder"]])
+    ]
+    if problems:
+        raise InputError(
+            "These systems cannot work:", problems, "change the parts named above"
+        )
+
 
 try:
     config = configuration.load_configuration(config, BASE)
+    check_systems(config)
 except InputError as error:
     raise WorkflowError(str(error)) from None
 

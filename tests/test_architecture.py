@@ -56,6 +56,9 @@ def test_a_script_is_one_main_with_a_guard(path):
     assert "__future__" not in path.read_text(encoding="utf-8")
 
 
+FETCHING = {"download", "unpack", "fetch_labels"}  # published checksums say what is right, whatever code fetches it
+
+
 def test_every_rule_names_its_script_log_benchmark_conda_threads_and_resources():
     for path in sorted((REPOSITORY / "rules").glob("*.smk")):
         text = re.sub(r"#.*", "", path.read_text(encoding="utf-8"))
@@ -74,6 +77,8 @@ def test_every_rule_names_its_script_log_benchmark_conda_threads_and_resources()
                 "runtime=",
                 "script:",
             ):
+                if directive == "code=" and rule.split(":")[0] in FETCHING:
+                    continue
                 assert directive in body, f"{path.name}: rule {rule.split(':')[0]} has no {directive}"
 
 
