@@ -241,3 +241,17 @@ def test_wrong_settings_are_named(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError) as caught:
         build_backend(settings)
     assert words in str(caught.value)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no CUDA device")
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: "-".join(f"{v}" for v in s.values()))
+def test_cuda_gives_the_scores_of_the_cpu(settings: dict[str, Any]) -> None:
+    backend, vectors = fitted(settings)
+    cuda = build_backend(settings, 0, "cuda")
+    cuda.fit(vectors, clips(settings)[1])
+    queries = vectors.flip(0) * 1.1
+    assert cuda.score(queries).anomaly_score.tolist() == pytest.approx(
+        backend.score(queries).anomaly_score.tolist(), rel=1e-5
+    )
+    left_out = backend.leave_one_out().anomaly_score.tolist()
+    assert cuda.leave_one_out().anomaly_score.tolist() == pytest.approx(left_out, rel=1e-5)

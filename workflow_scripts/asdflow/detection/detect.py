@@ -20,6 +20,7 @@ from asdflow.data.audio import AudioInfo
 from asdflow.data.listing import AUDIO_SUFFIXES
 from asdflow.detection.drift import SILENT_DB, Sound, better_channel, describe, warnings
 from asdflow.detection.system import System
+from asdflow.detection.threshold import percent
 from asdflow.detection.windows import Window, inspect_recording, windows
 from asdflow.errors import InputError
 from asdflow.files import atomic_path
@@ -293,7 +294,7 @@ def summary_line(row: Recording) -> str:
     )
     return (
         f"{verdict} {row.recording}: score {row.anomaly_score:.3f} (threshold {row.threshold:.3f}; "
-        f"{row.expected_false_alarm_rate:.2%} of normal recordings score as high){where}; "
+        f"{percent(row.expected_false_alarm_rate or 0.0)} of normal recordings score as high){where}; "
         f"nearest {row.nearest_clip}{' (' + attributes + ')' if attributes else ''}"
         f"{'; ' + row.notes if row.notes else ''}"
     )

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from asdflow.data.audio import read_blocks
+from asdflow.detection.threshold import percent
 from asdflow.files import atomic_path
 
 if TYPE_CHECKING:
@@ -50,13 +51,13 @@ def plot_recording(system: System, scored: Scored, path: Path) -> None:
     assert row.duration_s is not None and row.threshold is not None
     picture = Image.new("RGB", (LEFT + WIDTH + RIGHT, HEAD + TOP + MIDDLE + BOTTOM + FOOT), (255, 255, 255))
     draw = ImageDraw.Draw(picture)
-    verdict = "anomalous" if row.decision else "normal"
+    verdict, rate = "anomalous" if row.decision else "normal", row.expected_false_alarm_rate or 0.0
     _text(draw, (LEFT, 8), f"{Path(row.recording).name} - {row.machine}: {verdict}", 18)
     _text(
         draw,
         (LEFT, 32),
         f"anomaly score {row.anomaly_score:.3f}, threshold {row.threshold:.3f}, "
-        f"{row.expected_false_alarm_rate:.2%} of normal recordings score as high",
+        f"{percent(rate)} of normal recordings score as high",
         13,
     )
     picture.paste(colour(spectrogram(system, Path(row.recording), row.duration_s)), (LEFT, HEAD))

@@ -79,6 +79,11 @@ class DecisionThreshold:
         return cls(**{**values, "training_scores": tuple(values["training_scores"])})
 
 
+def percent(share: float) -> str:
+    """A share of normal recordings as people read it; training clips are too few to tell very small ones apart."""
+    return "less than 0.1%" if share < 0.001 else f"{share:.1%}"
+
+
 def conformal_rank(n: int, rate: float) -> int:
     """The rank k in 1 ... n so that a new normal score exceeds the k-th of n with probability at most `rate`, if any does."""
     return min(n, int(np.ceil((n + 1) * (1 - rate) - 1e-9)))
