@@ -491,3 +491,15 @@ def test_the_store_rows_are_those_of_the_training_clips(sources):
     clips = {"noise": pd.read_parquet(sources["noise"][0])}
     ids = store.index["clip_id"].iloc[training_items(store.index, clips, True)]
     assert len(ids) == 11 and all("/train/" in clip_id for clip_id in ids)
+
+
+def test_student_and_targets_compile_to_one_graph_each_without_changing_the_loss():
+    """As on CUDA, with the tracing backend that needs no C++ compiler."""
+    student, teacher, log_mel, masks, noise = small_case()
+    eager = distillation_losses(student(log_mel, masks, noise), layer_targets(teacher, log_mel), masks)
+    targets_of = torch.compile(layer_targets, backend="aot_eager", fullgraph=True)
+    student.compile(backend="aot_eager", fullgraph=True)
+    compiled = distillation_losses(student(log_mel, masks, noise), targets_of(teacher, log_mel), masks)
+    torch.testing.assert_close(tuple(compiled), tuple(eager), rtol=1e-5, atol=1e-6)
+    (compiled.frame + compiled.utterance).backward()
+    assert all(parameter.grad is not None for parameter in student.parameters())
