@@ -4,7 +4,7 @@ import copy
 from pathlib import Path
 
 import pytest
-from asdflow.configuration import load_configuration
+from asdflow.configuration import load_configuration, read_yaml
 from asdflow.training.recipes import check_system
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -13,8 +13,9 @@ EAT = {"front_end": "eat_logmel", "architecture": {"name": "eat", "depth": 4}}
 CNN = {"front_end": "stft", "architecture": {"name": "stft_cnn"}}
 
 
-def resolved(name):
-    config = load_configuration({"run": {"systems": [name]}}, ROOT)
+def resolved(name, overlay=None):
+    """A named system and its encoder, complete, as a run with `overlay` would see them."""
+    config = load_configuration({"run": {"systems": [name]}, **(overlay or {})}, ROOT)
     system = config["systems"][name]
     return system, config["encoders"][system["encoder"]]
 
@@ -38,6 +39,12 @@ def changed(system, path, value):
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_every_named_system_is_possible_on_its_encoder(name):
     system, encoder = resolved(name)
+    assert check_system(system, encoder, ["fan", "valve"], ["fan"]) == []
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_every_system_is_possible_at_full_size(name):
+    system, encoder = resolved(name, read_yaml(ROOT / "configs/full_size.yaml"))
     assert check_system(system, encoder, ["fan", "valve"], ["fan"]) == []
 
 
