@@ -16,7 +16,7 @@ from asdflow.detection.official import official_metrics
 from asdflow.errors import InputError
 from asdflow.report import evidence, figures
 from asdflow.report.build import build_report
-from asdflow.report.inputs import ReportInputs, discover
+from asdflow.report.inputs import ReportInputs, dataset_files, discover
 from asdflow.report.media import choose_clips, nearest_normal
 from asdflow.report.published import MACHINES, PUBLISHED, SETS, published_table
 from asdflow.report.significance import compare_systems
@@ -393,3 +393,27 @@ def test_only_the_pauc_panel_is_shaded_and_only_to_a_tenth():
     )
     shaded = [t for t in figures.roc(curves, ["x", "y"], "s").data if t.fill]
     assert len(shaded) == 1 and shaded[0].xaxis == "x2" and max(shaded[0].x) == pytest.approx(0.1)
+
+
+def test_several_data_sets_share_a_file_and_one_without_any_file_says_so(
+    inputs: ReportInputs, tmp_path: Path
+):
+    empty = dataset_files(tmp_path, "nothing yet", {"frozen": [0]})
+    build_report(replace(inputs, datasets=(inputs.datasets[0], empty)), tmp_path / "index.html")
+    source = (tmp_path / "index.html").read_text(encoding="utf-8")
+    views = re.findall(r'<(?:template|section class="view") data-view="([^"]+)"', source)
+    assert {"made_up/overview", "made_up/machine/fan", "nothing%20yet/overview", "provenance"} <= set(views)
+    assert not any(v.startswith("nothing%20yet/machine") for v in views)
+    overview = source[source.index('data-view="nothing%20yet/overview"') :]
+    assert "official_scores.csv is absent" in overview[:4000]
+
+
+def test_scores_without_known_conditions_leave_the_roc_out(inputs: ReportInputs, tmp_path: Path):
+    files = make_run(tmp_path, TINY, name="unlabelled")
+    clips = pd.read_parquet(files.clips)
+    clips.loc[clips["split"] == "test", "condition"] = None
+    clips.to_parquet(files.clips)
+    build_report(replace(inputs, datasets=(files,)), tmp_path / "index.html")
+    source = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert "no scores with known conditions" in source
+    assert "Highest score" in source and "Anomaly, scored low" not in source

@@ -320,7 +320,7 @@ def history(table: pd.DataFrame, metric: str) -> go.Figure:
     if metric.startswith("loss") and (values > 0).all() and values.max() > 50 * values.min():
         figure.update_yaxes(type="log")
     if metric == "learning_rate":
-        figure.update_yaxes(exponentformat="power")
+        figure.update_yaxes(exponentformat="e")
     return figure
 
 

@@ -54,8 +54,10 @@
     layout.paper_bgcolor = layout.plot_bgcolor = "rgba(0,0,0,0)";
     layout.font = { family: 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif', size: narrow ? 11 : 12, color: ink };
     layout.hoverlabel = Object.assign({ font: { size: 12 } }, layout.hoverlabel);
+    layout.xaxis = layout.xaxis || {};
+    layout.yaxis = layout.yaxis || {};
     for (const name of Object.keys(layout).filter((k) => /^[xy]axis\d*$/.test(k))) {
-      layout[name] = Object.assign({ gridcolor: grid, linecolor: line, tickcolor: line, zeroline: false, ticks: "outside", ticklen: 4, showline: name[0] === "x" }, layout[name]);
+      layout[name] = Object.assign({ gridcolor: grid, linecolor: line, tickcolor: line, zeroline: false, automargin: true, ticks: "outside", ticklen: 4, showline: name[0] === "x" }, layout[name]);
       layout[name].title = Object.assign({ standoff: 8, font: { size: narrow ? 11 : 12 } }, layout[name].title);
     }
     if (width) layout.width = width;
