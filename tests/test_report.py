@@ -207,7 +207,7 @@ def test_machine_scores_use_the_mean_of_the_year(inputs: ReportInputs):
     ]
     assert len(own) == 3
     assert one["frozen", "fan", 1] == pytest.approx(100 * 3 / np.sum(1 / own.to_numpy()))
-    old = pd.DataFrame([("s", 0, "fan", "id_00", "auc", 0.9), ("s", 0, "fan", "id_00", "pauc", 0.6)],
+    old = pd.DataFrame([("s", 0, "fan", "id_00", "auc", 0.9), ("s", 0, "fan", "id_00", "pauc", 0.6), ("s", 0, "fan", "", "mean_auc", 0.9)],
                        columns=["system", "seed", "machine", "section", "metric", "value"])  # fmt: skip
     assert machine_scores(old)["score"].item() == pytest.approx(75)
 
@@ -417,3 +417,21 @@ def test_scores_without_known_conditions_leave_the_roc_out(inputs: ReportInputs,
     source = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert "no scores with known conditions" in source
     assert "Highest score" in source and "Anomaly, scored low" not in source
+
+
+def test_labels_of_additional_data_sets_and_absent_official_scores_do_not_disturb(
+    inputs: ReportInputs, tmp_path: Path
+):
+    files = make_run(tmp_path, TINY, name="own")
+    path = files.systems[0].labels
+    assert path is not None
+    labels = pd.read_parquet(path)
+    pd.concat([labels.assign(dataset="own"), labels.assign(dataset="other", machine="foreign")]).to_parquet(
+        path
+    )
+    official = pd.read_csv(files.official_scores)
+    official.assign(mean=np.nan, std=np.nan, n=0).to_csv(files.official_scores, index=False)
+    build_report(replace(inputs, datasets=(files,)), tmp_path / "index.html")
+    source = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert "There is no official score" in source and "foreign" not in source
+    assert evidence.read_labels(path, "own")["clip_id"].is_unique

@@ -208,6 +208,12 @@ def cluster_groups(path: Path) -> dict[str, dict[str, Any]]:
     return {name: parts for name, parts in sorted(groups.items()) if "linkage" in parts and "labels" in parts}
 
 
+def read_labels(path: Path, dataset: str) -> pd.DataFrame:
+    """labels.parquet without the clips of additional data sets."""
+    labels = pd.read_parquet(path)
+    return labels[labels["dataset"] == dataset] if "dataset" in labels else labels
+
+
 def cut_height(parts: dict[str, Any]) -> float:
     """Where the tree of a clustered group was cut; the top where the file does not say."""
     return float(np.asarray(parts.get("cut", parts["linkage"][-1, 2])).reshape(-1)[0])

@@ -58,7 +58,7 @@ def _save_table(path: Path, table: Table) -> None:
 
 
 def _overview(dataset: Dataset, folder: Path) -> None:
-    if dataset.official is not None and len(dataset.official):
+    if dataset.official is not None and dataset.official["n"].any():
         featured = dataset.featured.name if dataset.featured else None
         table = official_table(dataset.official, dataset.significance, dataset.baseline, featured)
         _save_table(_place(folder, "tables", dataset, "official scores"), table)

@@ -72,7 +72,7 @@ def official_scores(official: pd.DataFrame, seeds: pd.DataFrame, intervals: pd.D
 
     `official`: system, mean; `seeds`: system, score; `intervals`: system, low, high or None.
     """
-    ranked = official.sort_values("mean", kind="stable")
+    ranked = official.dropna(subset="mean").sort_values("mean", kind="stable")
     names = [plain(s) for s in ranked["system"]]
     figure = _figure(90 + 30 * len(names), "Official score (%)", legend=False)
     if intervals is not None and len(intervals):

@@ -30,6 +30,7 @@ from asdflow.report.tables import (
     number,
     official_table,
     parts_table,
+    ranked,
     seed_scores,
     text,
 )
@@ -95,7 +96,7 @@ class Pages:
             "latex": "",
             "markdown": "",
         }
-        if dataset.official is not None and len(dataset.official):
+        if dataset.official is not None and dataset.official["n"].any():
             featured = dataset.featured.name if dataset.featured else None
             main = official_table(dataset.official, dataset.significance, dataset.baseline, featured)
             seeds = (
@@ -104,7 +105,7 @@ class Pages:
                 else pd.DataFrame({"system": [], "score": []})
             )
             alt = "Official score per system: " + ", ".join(
-                f"{r.system} {r.mean:.2f}" for r in dataset.official.itertuples()
+                f"{r['system']} {r['mean']:.2f}" for r in ranked(dataset.official) if r["n"]
             )
             values["dots"] = self.book.add(
                 figures.official_scores(dataset.official, seeds, dataset.significance), alt
@@ -232,7 +233,11 @@ class Pages:
         }
         clustering = {name: groups for name, groups in clustering.items() if groups}
         labelled = self._labelled(dataset, clustering)
-        labels = pd.read_parquet(labelled.labels) if labelled and labelled.labels else None
+        labels = (
+            evidence.read_labels(labelled.labels, dataset.files.name)
+            if labelled and labelled.labels
+            else None
+        )
         return self._render(
             "representation.html.j2",
             dataset=dataset,

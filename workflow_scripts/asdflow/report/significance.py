@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from asdflow.detection.official import combine, compare, comparisons, section_arrays, sections
+from asdflow.detection.bootstrap import bootstrap
+from asdflow.detection.official import combine, compare, computable, section_arrays, sections
 
 COLUMNS = ["system", "low", "high", "difference", "difference_low", "difference_high", "p"]
 Scores = Mapping[str, Mapping[int, pd.Series]]
@@ -39,51 +40,34 @@ def compare_systems(
     `2 min(P(d <= 0), P(d >= 0))`, Holm-adjusted over the systems. Intervals are percentiles (Efron & Tibshirani 1993); that
     this test is used is ours, the challenge names none.
     """
-    rng = np.random.default_rng(seed)
     known = clips[clips["condition"].isin(["normal", "anomaly"])]
     known = known.assign(label=(known["condition"] == "anomaly").astype(np.int64)).reset_index(drop=True)
-    complete = {
-        system: runs
+    tables = {
+        (system, number): known.assign(anomaly_score=run.reindex(known["clip_id"]).to_numpy(dtype=np.float64))
         for system, runs in scores.items()
-        if runs and all(known["clip_id"].isin(run.index).all() for run in runs.values())
+        if all(known["clip_id"].isin(run.index).all() for run in runs.values())
+        for number, run in runs.items()
     }
-    if not complete or not len(known):
+    drawn = bootstrap(tables, year, replicates, seed) if len(known) else {}
+    if not any(drawn.values()):
         return pd.DataFrame(columns=COLUMNS)
-    drawn = _official_scores(known, complete, year, replicates, rng)
-    means = {system: _draw_seeds(drawn[system], rng) for system in drawn}
+    rng = np.random.default_rng(seed)
+    means = {}
+    for system in dict.fromkeys(system for system, _ in tables):
+        runs = [run for run in tables if run[0] == system]
+        official = np.stack([np.append(_observed(tables[r], year), combine(year, drawn[r])) for r in runs])
+        means[system] = _draw_seeds(100 * official, rng)
     return _summary(means, baseline)
 
 
-def _official_scores(
-    clips: pd.DataFrame, scores: Scores, year: int, replicates: int, rng: np.random.Generator
-) -> dict[str, np.ndarray]:
-    """System -> official score [seeds, 1 + replicates] in percent; element 0 is of the clips as they are."""
-    runs = [(system, number) for system, of_system in scores.items() for number in of_system]
-    values: dict[tuple[str, int], dict[tuple[str, str, str], np.ndarray]] = {run: {} for run in runs}
-    for machine, section, rows in sections(clips.assign(anomaly_score=0.0)):
-        domain, label, _ = section_arrays(rows)
-        weights = _draw(domain, label, replicates, rng)
-        usable = [c for c in comparisons(year, domain, label) if not c.missing]
-        for system, number in runs:
-            found = scores[system][number].reindex(rows["clip_id"]).to_numpy(dtype=np.float64)
-            for comparison in usable:
-                values[system, number][machine, section, comparison.metric] = compare(
-                    comparison, found, weights
-                )
-    if not values[runs[0]]:
-        return {}
-    return {
-        s: np.stack([100 * combine(year, values[s, n]) for n in of_system]) for s, of_system in scores.items()
-    }
-
-
-def _draw(domain: np.ndarray, label: np.ndarray, replicates: int, rng: np.random.Generator) -> np.ndarray:
-    """How often each clip of a section is drawn, [1 + replicates, clips]; row 0 is all ones."""
-    weights = np.ones((replicates + 1, len(label)))
-    for stratum in sorted(set(zip(domain, label, strict=True))):
-        where = np.flatnonzero((domain == stratum[0]) & (label == stratum[1]))
-        weights[1:, where] = rng.multinomial(len(where), np.full(len(where), 1 / len(where)), size=replicates)
-    return weights
+def _observed(table: pd.DataFrame, year: int) -> np.ndarray:
+    """The official score of the clips as they are, [1], a fraction."""
+    values = {}
+    for machine, section, rows in sections(table):
+        domain, label, scores = section_arrays(rows)
+        for comparison in computable(year, domain, label)[0]:
+            values[machine, section, comparison.metric] = compare(comparison, scores, np.ones((1, len(rows))))
+    return combine(year, values)
 
 
 def _draw_seeds(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:

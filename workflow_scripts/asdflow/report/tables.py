@@ -88,7 +88,9 @@ def counted_metrics(metrics: pd.DataFrame) -> tuple[str, ...]:
     present = set(metrics["metric"])
     if "pauc_source" in present:
         return COUNTED[1]
-    return COUNTED[0] if "auc_source" in present else COUNTED[2] if "auc" in present else ()
+    if "auc_source" in present:  # machines whose clips state no domain have a plain AUC in its place
+        return (*COUNTED[0], "auc") if "auc" in present else COUNTED[0]
+    return COUNTED[2] if "auc" in present else ()
 
 
 def read_metrics(path: Any) -> pd.DataFrame:
@@ -108,7 +110,7 @@ def machine_scores(metrics: pd.DataFrame) -> pd.DataFrame:
     """
     counted = counted_metrics(metrics)
     rows = metrics[metrics["metric"].isin(counted) & (metrics["machine"] != "") & (metrics["section"] != "")]
-    average = np.mean if counted == COUNTED[2] else hmean
+    average = np.mean if "mean_auc" in set(metrics["metric"]) else hmean  # mean_auc is of 2020 only
     groups = rows.groupby(["system", "machine", "seed"], sort=False)["value"]
     found = [(*key, 100 * float(average(values.to_numpy()))) for key, values in groups]
     return pd.DataFrame(found, columns=["system", "machine", "seed", "score"])
@@ -144,7 +146,8 @@ def official_table(
         spread = _score_cells(row)[1:]
         cells = [name, number(row["mean"], strong=row["mean"] == best), *spread]
         if found:
-            cells += _significance_cells(found.get(str(row["system"])), baseline if with_baseline else None)
+            tested = found.get(str(row["system"])) if row["n"] else None
+            cells += _significance_cells(tested, baseline if with_baseline else None)
         rows.append(cells)
     return Table("Official score per system, in percent", headers, rows, list(range(1, len(headers))))
 
