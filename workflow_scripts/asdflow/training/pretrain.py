@@ -247,7 +247,8 @@ class Batches:
         size = settings["batch_size"]
         self.steps: int = settings["steps"] or max(1, round(settings["epochs"] * len(items) / size))
         crop = settings["crop_frames"]
-        multiple = encoder.pad_multiple if crop is None else encoder.patch
+        whole = crop is None or crop % encoder.pad_multiple == 0
+        multiple = encoder.pad_multiple if whole else encoder.patch
         self.plan = BatchPlan(
             self.store.index, items, batch_size=size, steps=self.steps, seed=settings["seed"],
             balance=settings["balance"], crop_frames=crop, pad_multiple=multiple,
