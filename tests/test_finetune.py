@@ -304,6 +304,31 @@ def test_a_machine_never_trained_on_is_refused_or_gets_the_mean_gate(world):
     assert np.isfinite(plain.embed(clip, ["grinder"])).all()
 
 
+def test_what_only_the_recordings_show_to_be_impossible_is_refused(world, tmp_path):
+    labels = pd.read_parquet(world.folder / "labels.parquet")
+    labels[labels["machine"] == "fan"].assign(label_name="fan").to_parquet(tmp_path / "labels.parquet")
+    settings = changed(tuning__adapter={"groups": 2})
+    settings["objective"]["vector_quantised"] = {
+        "weight": 1, "codes": 4, "decay": 0.9, "temperature": 0.1, "instance_weight": 1.0, "cluster_weight": 1.0
+    }  # fmt: skip
+    with pytest.raises(InputError) as caught:
+        finetune(
+            settings, world.sources, tmp_path / "labels.parquet", world.folder / "clips.parquet", world.encoder, 0,
+            tmp_path / "out", tmp_path / "checkpoints", "cpu",
+        )  # fmt: skip
+    assert len(caught.value.problems) == 3
+
+
+def test_the_operations_of_a_step_are_those_of_its_matrix_products(world):
+    model = load_model(world.run("flops", changed(tuning__steps=1)))
+    assert isinstance(model, TunedModel) and model.tuned is not None
+    patches, width = (32 // 16) * (128 // 16), 32
+    tokens = patches + 1
+    products = 2 * tokens * 12 * width**2 + 2 * 2 * tokens**2 * width  # of a block: weights, then attention
+    expected = 3 * (2 * products + 2 * patches * 256 * width)
+    assert stage.training_flops(model.tuned, 32) == pytest.approx(expected, rel=0.02)
+
+
 def test_another_base_encoder_is_refused(world, tmp_path):
     output = world.run("based", changed(tuning__method="lora", tuning__steps=1))
     save_encoder(build_encoder(EAT, seed=5), tmp_path / "other")

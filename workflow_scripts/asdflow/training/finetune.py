@@ -13,8 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from asdflow.device import pick_device
+from asdflow.errors import InputError
 from asdflow.features.embeddings import embeddings_writer
 from asdflow.features.store import FeatureStore, padded_length
 from asdflow.files import file_digest
@@ -95,6 +98,7 @@ class _Training:
         checkpoints: Path,
     ) -> None:
         assert model.tuned is not None
+        _refuse_hopeless(settings, material)
         self.settings, self.tuning, self.material, self.seed = settings, settings["tuning"], material, seed
         self.network, self.device, self.checkpoint_dir = model.tuned, model.device, checkpoints
         self.views = max(views_needed(settings["objective"]), settings["augmentation"]["segments"]["count"])
@@ -115,9 +119,10 @@ class _Training:
             first = self._restore(state) if state else 0
             rows = state["rows"] if state else []
             clips = tuning["batch_size"] * self.views
+            flops = clips * training_flops(self.network, self.frames) if self.device.type == "cuda" else None
             progress = Progress(
-                tuning["steps"], tuning["log_every"], self.device, clips, first_step=first, rows=rows
-            )
+                tuning["steps"], tuning["log_every"], self.device, clips, flops_per_step=flops, first_step=first, rows=rows
+            )  # fmt: skip
             for step, batch in self._batches(first):
                 progress.after_step(step + 1, self._update(step, batch))
                 checkpoints.after_step(step + 1, functools.partial(self._state, step + 1, progress))
@@ -211,6 +216,40 @@ class _Training:
         self.optimiser.load_state_dict(state["optimiser"])
         step: int = state["step"]
         return step
+
+
+def _refuse_hopeless(settings: Mapping[str, Any], material: TrainingMaterial) -> None:
+    """Refuse what only the recordings show to be impossible; say so where an augmentation finds nothing to work with."""
+    problems = []
+    if (
+        settings["objective"].get("vector_quantised", {"weight": 0})["weight"] > 0
+        and not material.unattributed
+    ):
+        problems.append(
+            "objective.vector_quantised clusters clips without attributes, and every clip has its own"
+        )
+    if settings["tuning"]["adapter"]["groups"] > 0 and len(material.machines) < 2:
+        problems.append("tuning.adapter mixes its groups by machine, and there is only one machine")
+    if len(material.classes) < 2:
+        problems.append(f"there is only one class to tell apart: {material.classes[0]}")
+    if problems:
+        raise InputError(
+            "this system cannot be tuned on these recordings",
+            problems,
+            "change the system's labels or objective, or add data sets by extra_datasets",
+        )
+    if settings["augmentation"]["noise"]["probability"] > 0 and not len(material.noise_items):
+        log.warning("augmentation.noise is skipped: %s has no supplemental noise clips", material.scored)
+
+
+def training_flops(network: EmbeddingNetwork, frames: int) -> int:
+    """Floating-point operations to learn from one crop of `frames` frames: a forward pass, and twice that backwards."""
+    bins = network.encoder.front_end.bins
+    device = next(network.parameters()).device
+    # fused attention kernels of the CPU are not counted; the plain products are
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        network(torch.zeros(1, frames, bins, device=device), torch.zeros(1, dtype=torch.int64, device=device))
+    return 3 * int(counter.get_total_flops())
 
 
 class _MovingAverage:
