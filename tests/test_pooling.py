@@ -5,7 +5,7 @@ import torch
 from asdflow.models.pooling import build_pooling
 
 TOKENS = torch.randn(3, 9, 5, generator=torch.Generator().manual_seed(0))
-KINDS = ["mean", "cls", "mean_deviation", "generalised_mean", "attentive_statistics"]
+KINDS = ["mean", "cls", "deviation", "mean_deviation", "generalised_mean", "attentive_statistics"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -44,6 +44,14 @@ def test_mean_deviation_is_mean_and_population_deviation():
     torch.testing.assert_close(pooled[:, 5:], TOKENS.std(1, unbiased=False), rtol=1e-4, atol=1e-4)
 
 
+def test_deviation_does_not_see_what_is_added_to_every_patch():
+    deviation = build_pooling({"kind": "deviation"}, 5, False)
+    torch.testing.assert_close(deviation(TOKENS + 3.0), deviation(TOKENS), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        deviation(TOKENS), build_pooling({"kind": "mean_deviation"}, 5, False)(TOKENS)[:, 5:]
+    )
+
+
 def test_a_power_of_one_is_the_mean_and_a_large_one_the_extreme():
     torch.testing.assert_close(
         build_pooling({"kind": "generalised_mean", "power": 1.0}, 5, False)(TOKENS), TOKENS.mean(1)
@@ -71,7 +79,7 @@ def test_even_attention_gives_plain_statistics():
 
 
 def test_constant_patches_have_a_finite_slope():
-    for kind in ("mean_deviation", "generalised_mean", "attentive_statistics"):
+    for kind in ("deviation", "mean_deviation", "generalised_mean", "attentive_statistics"):
         tokens = torch.zeros(2, 4, 5, requires_grad=True)
         build_pooling({"kind": kind}, 5, False)(tokens).sum().backward()
         assert tokens.grad is not None and torch.isfinite(tokens.grad).all()

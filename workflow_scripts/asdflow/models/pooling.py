@@ -57,6 +57,16 @@ class MeanDeviationPooling(Pooling):
         return torch.cat([patches.mean(1), _deviation(patches, patches.mean(1, keepdim=True))], 1)
 
 
+class DeviationPooling(Pooling):
+    """Standard deviation over patches alone: how a sound moves, without the level and colour that its place gives it.
+
+    Ours in this form; that deviations from a clip's mean tell more than the mean is known from training-free systems.
+    """
+
+    def pool(self, patches: Tensor) -> Tensor:
+        return _deviation(patches, patches.mean(1, keepdim=True))
+
+
 class GeneralisedMeanPooling(Pooling):
     """Signed power mean over patches: with z the mean of sign(x)|x|^p it gives sign(z)|z|^(1/p).
 
@@ -110,7 +120,9 @@ def build_pooling(settings: Mapping[str, Any], width: int, has_cls: bool) -> Poo
         return GeneralisedMeanPooling(width, has_cls, settings.get("power", 3.0))
     if kind == "attentive_statistics":
         return AttentiveStatisticsPooling(width, has_cls, settings.get("hidden", 128))
-    simple = {"mean": MeanPooling, "cls": ClsPooling, "mean_deviation": MeanDeviationPooling}
+    simple = {
+        "mean": MeanPooling, "cls": ClsPooling, "deviation": DeviationPooling, "mean_deviation": MeanDeviationPooling,
+    }  # fmt: skip
     if kind not in simple:
         raise ValueError(
             f"unknown pooling kind {kind!r}; there are {[*simple, 'generalised_mean', 'attentive_statistics']}"
