@@ -14,6 +14,7 @@ include: "rules/encoders.smk"
 include: "rules/labels.smk"
 include: "rules/finetune.smk"
 include: "rules/scoring.smk"
+include: "rules/detection.smk"
 include: "rules/report.smk"
 
 
@@ -32,6 +33,16 @@ rule data:
         expand(
             f"{RESULTS}/{{dataset}}/clips.parquet", dataset=sorted(config["datasets"])
         ),
+
+
+rule submissions:
+    input:
+        [path for name in RUN["datasets"] for path in runs_of(name, "submission")],
+
+
+rule models:
+    input:
+        [path for name in RUN["datasets"] for path in runs_of(name, "export")],
 
 
 onstart:

@@ -352,6 +352,39 @@ def runs_of(dataset: str, file: str) -> list[str]:
     )
 
 
+def reference_systems() -> list[str]:
+    """Systems that the others are compared with: the frozen ones and the chosen baseline."""
+    baseline = RUN["baseline"] or RUN["systems"][-1]
+    return [
+        system
+        for system in RUN["systems"]
+        if system.startswith("frozen") or system == baseline
+    ]
+
+
+def detection_inputs(wildcards) -> dict:
+    """The exported system that scores new recordings, and the folder they lie in."""
+    chosen = config["detect"]
+    missing = [f"detect.{key} is not set" for key in ("recordings",) if not chosen[key]]
+    if missing:
+        raise WorkflowError(
+            str(
+                InputError(
+                    "Nothing to detect in",
+                    missing,
+                    "--config 'detect={recordings: DIR}'",
+                )
+            )
+        )
+    dataset = chosen["dataset"] or RUN["datasets"][0]
+    system = chosen["system"] or RUN["systems"][0]
+    seed = RUN["seeds"][0] if chosen["seed"] is None else chosen["seed"]
+    return {
+        "model": f"{RESULTS}/{dataset}/{system}/seed_{seed}/export",
+        "recordings": chosen["recordings"],
+    }
+
+
 # ------------------------------------------------------------------ report
 
 

@@ -22,8 +22,50 @@ rule report:
     output:
         page=report(
             f"{RESULTS}/report/index.html",
-            caption="../report/overview.rst",
+            caption="../report/page.rst",
             category="Report",
+        ),
+        tables=report(
+            directory(f"{RESULTS}/report/tables"),
+            patterns=["{dataset}/{name}.csv"],
+            caption="../report/tables.rst",
+            category="Tables",
+            labels={"dataset": "{dataset}", "table": "{name}"},
+        ),
+        overview=report(
+            directory(f"{RESULTS}/report/overview"),
+            patterns=["{dataset}/{name}.svg"],
+            caption="../report/overview.rst",
+            category="Overview",
+            labels={"dataset": "{dataset}", "figure": "{name}"},
+        ),
+        roc=report(
+            directory(f"{RESULTS}/report/roc"),
+            patterns=["{dataset}/{name}.svg"],
+            caption="../report/roc.rst",
+            category="ROC",
+            labels={"dataset": "{dataset}", "machine": "{name}"},
+        ),
+        scores=report(
+            directory(f"{RESULTS}/report/scores"),
+            patterns=["{dataset}/{name}.svg"],
+            caption="../report/scores.rst",
+            category="Scores",
+            labels={"dataset": "{dataset}", "machine": "{name}"},
+        ),
+        clusters=report(
+            directory(f"{RESULTS}/report/clusters"),
+            patterns=["{dataset}/{name}.svg"],
+            caption="../report/clusters.rst",
+            category="Clusters",
+            labels={"dataset": "{dataset}", "group": "{name}"},
+        ),
+        training=report(
+            directory(f"{RESULTS}/report/training"),
+            patterns=["{dataset}/{name}.svg"],
+            caption="../report/training.rst",
+            category="Training",
+            labels={"dataset": "{dataset}", "run": "{name}"},
         ),
     log:
         f"{LOGS}/report.log",

@@ -41,6 +41,8 @@ rule evaluate:
     output:
         metrics=f"{RESULTS}/{{dataset}}/metrics.csv",
         official=f"{RESULTS}/{{dataset}}/official_scores.csv",
+        intervals=f"{RESULTS}/{{dataset}}/intervals.csv",
+        comparisons=f"{RESULTS}/{{dataset}}/comparisons.csv",
     log:
         f"{LOGS}/evaluate/{{dataset}}.log",
     benchmark:
@@ -57,9 +59,38 @@ rule evaluate:
             runs=[
                 [system, seed] for system in RUN["systems"] for seed in RUN["seeds"]
             ],
+            references=reference_systems(),
             labelled=list(judged_labels(wildcards.dataset)),
             labelled_unadapted=list(judged_labels(wildcards.dataset, "_unadapted")),
         ),
         code=code_digest("evaluate.py"),
     script:
         "../workflow_scripts/evaluate.py"
+
+
+rule submit:
+    input:
+        clips=lambda wildcards: clips_of(wildcards.dataset),
+        scores=f"{RESULTS}/{{dataset}}/{{system}}/seed_{{seed}}/scores.parquet",
+    output:
+        submission=directory(
+            f"{RESULTS}/{{dataset}}/{{system}}/seed_{{seed}}/submission"
+        ),
+    log:
+        f"{LOGS}/submit/{{dataset}}/{{system}}/seed_{{seed}}.log",
+    benchmark:
+        f"{BENCHMARKS}/submit/{{dataset}}/{{system}}/seed_{{seed}}.tsv"
+    conda:
+        "../envs/asdflow.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        cfg=lambda wildcards: stage_config(
+            year=config["datasets"][wildcards.dataset]["rules_of"],
+            description=system_entry(wildcards.system),
+        ),
+        code=code_digest("submit.py"),
+    script:
+        "../workflow_scripts/submit.py"

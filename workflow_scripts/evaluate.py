@@ -21,6 +21,9 @@ def main(smk: Any) -> None:
         cfg["year"],
         metrics_out=Path(smk.output.metrics),
         official_out=Path(smk.output.official),
+        intervals_out=Path(smk.output.intervals),
+        comparisons_out=Path(smk.output.comparisons),
+        references=cfg["references"],
         hidden_attributes=next(map(Path, smk.input.hidden_attributes), None),
         labels=dict(zip(cfg["labelled"], map(Path, smk.input.labels), strict=True)),
         labels_unadapted=dict(

@@ -16,7 +16,7 @@ def main(smk: Any) -> None:
     inputs = workflow_inputs(
         smk.params.cfg, results=output.parents[1], root=Path(smk.scriptdir).parent, folder=output.parent
     )
-    build_report(inputs, output)
+    build_report(inputs, output, exports=output.parent)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The `asdflow` command: evaluate anyone's submission, detect anomalies in new recordings."""
+"""The `asdflow` command: evaluate anyone's submission, detect anomalies in new recordings, compare two runs."""
 
 from __future__ import annotations
 
@@ -119,6 +119,20 @@ def detect(
             model_dir, recordings or [], machine, section, output, plot, windows, options, device
         )
     raise typer.Exit(code)
+
+
+@app.command()
+@readable_errors
+def compare(
+    run_a: Annotated[Path, typer.Argument(help="Results folder of the earlier run.")],
+    run_b: Annotated[Path, typer.Argument(help="Results folder of the later run.")],
+) -> None:
+    """Tell what changed between two results folders: code, configuration, scores. Exit code 0: nothing, 1: something, 2: error."""
+    from asdflow.report.compare import compare as compare_runs
+
+    comparison = compare_runs(run_a, run_b)
+    typer.echo(comparison.as_text())
+    raise typer.Exit(0 if comparison.identical else 1)
 
 
 if __name__ == "__main__":
