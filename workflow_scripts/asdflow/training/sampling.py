@@ -117,23 +117,23 @@ class ItemStream:
         self.seed = seed
         names = sorted(set(groups))
         self.members = [items[groups == name] for name in names]
-        self._orders: dict[tuple[int, ...], Items] = {}
+        self._orders: dict[tuple[int, ...], tuple[int, Items]] = {}
 
     def item(self, position: int) -> int:
         """The item at `position` of the stream (any position, in any order)."""
         turn, place = divmod(position, len(self.members))
-        group = int(self._order((0, turn), len(self.members))[place])
+        group = int(self._order((0,), turn, len(self.members))[place])
         members = self.members[group]
         epoch, place = divmod(turn, len(members))
-        return int(members[self._order((1, group, epoch), len(members))[place]])
+        return int(members[self._order((1, group), epoch, len(members))[place]])
 
-    def _order(self, key: tuple[int, ...], n: int) -> Items:
-        """A shuffled 0 ... n - 1 that depends on seed and key; the last few are kept."""
-        if key not in self._orders:
-            while len(self._orders) > 2 * len(self.members) + 64:
-                self._orders.pop(next(iter(self._orders)))
-            self._orders[key] = np.random.default_rng([*self.seed, *key]).permutation(n)
-        return self._orders[key]
+    def _order(self, of: tuple[int, ...], turn: int, n: int) -> Items:
+        """A shuffled 0 ... n - 1 for turn number `turn` of something; only its latest order is kept."""
+        kept = self._orders.get(of)
+        if kept is None or kept[0] != turn:
+            kept = turn, np.random.default_rng([*self.seed, *of, turn]).permutation(n)
+            self._orders[of] = kept
+        return kept[1]
 
 
 def _count_before(choices: npt.NDArray[np.int64], n: int) -> Items:
