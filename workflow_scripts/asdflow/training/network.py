@@ -177,7 +177,9 @@ class TunedModel(EmbeddingModel):
                 chosen = [views[k] for k in rows[start : start + size]]
                 clip = torch.tensor([row for row, _ in chosen])
                 log_mel = self._stack([view for _, view in chosen], frames_long)
-                result.index_add_(0, clip, network(log_mel, machine[clip].to(self.device)).float().cpu())
+                with torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda"):
+                    embedding = network(log_mel, machine[clip].to(self.device))
+                result.index_add_(0, clip, embedding.float().cpu())
         count = torch.bincount(torch.tensor([row for row, _ in views]), minlength=len(frames))
         result /= count.unsqueeze(1)
         return nn.functional.normalize(result, dim=1) if network is self.tuned else result
