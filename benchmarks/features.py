@@ -3,7 +3,7 @@
 Usage: python benchmarks/features.py [--clips 200] [--repeats 5] [--recordings FOLDER]
 
 Without --recordings, noise in 10-s WAV files. The loop reads with soundfile, calls torchaudio.compliance.kaldi.fbank for
-each clip and writes its frames into an HDF5 file; it runs with one torch thread and with one per core, and the better
+each clip and writes its frames into an HDF5 file, flushed to the disk and renamed as ours is; it runs with one torch thread and with one per core, and the better
 setting counts. Ours is `extract_features` with one worker and with one per core. All variants take turns, the best of the
 repeats counts: other work on the machine can only slow a run down.
 """
@@ -26,6 +26,7 @@ import torch
 import torchaudio
 from asdflow.features.extract import extract_features
 from asdflow.features.front_end import FRONT_ENDS, mel_matrix
+from asdflow.files import atomic_path
 
 EAT = FRONT_ENDS["eat_logmel"]
 
@@ -50,7 +51,7 @@ def recordings(folder: Path | None, n_clips: int, scratch: Path) -> pd.DataFrame
 def kaldi_loop(clips: pd.DataFrame, output: Path, threads: int) -> None:
     """What one writes first: clip by clip, each frame matrix appended to one dataset."""
     torch.set_num_threads(threads)
-    with h5py.File(output, "w") as file:
+    with atomic_path(output) as temporary, h5py.File(temporary, "w") as file:
         frames = file.create_dataset("frames", (0, 128), np.float16, maxshape=(None, 128), chunks=(1000, 128))
         for path in clips["path"]:
             samples, _ = soundfile.read(path, dtype="float32")

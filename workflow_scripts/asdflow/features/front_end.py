@@ -216,8 +216,7 @@ class FrontEnd(nn.Module):
         config = self.config
         frames = self._windowed(waveform, scratch)
         batch, n_frames = frames.shape[:2]
-        parts = scratch.take("spectrum", (batch, n_frames, config.n_fft // 2 + 1, 2), frames)
-        torch.fft.rfft(frames, out=torch.view_as_complex(parts))
+        parts = torch.view_as_real(torch.fft.rfft(frames))  # `out` would only add a copy
         parts.mul_(parts)
         if self.mel is None:
             energies = torch.sum(parts, -1, out=scratch.take("energies", parts.shape[:-1], parts))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
+import os
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -58,6 +59,7 @@ class FeatureWriter:
         self.crc32 = np.zeros(len(clip_ids), np.uint32)
         self.content_hash = np.zeros(len(clip_ids), "S64")
         self.first_byte = self._lay_out(clip_ids, config)
+        self._file = path.open("r+b", buffering=0)
 
     def _lay_out(self, clip_ids: Sequence[str], config: FrontEndConfig) -> int:
         """Create the file with room for everything; return where the frames begin in it."""
@@ -88,15 +90,16 @@ class FeatureWriter:
                 f"row {row} takes float16 {(self.n_frames[row], self.bins)}, not {frames.dtype} {frames.shape}"
             )
         data = np.ascontiguousarray(frames).data.cast("B")
-        with self.path.open("r+b", buffering=0) as handle:
-            handle.seek(self.first_byte + int(self.offset[row]) * self.bins * 2)
-            while data:
-                data = data[handle.write(data) :]
+        position = self.first_byte + int(self.offset[row]) * self.bins * 2
+        while data:
+            written = os.pwrite(self._file.fileno(), data, position)
+            data, position = data[written:], position + written
         self.crc32[row] = zlib.crc32(np.ascontiguousarray(frames).data)
         self.content_hash[row] = content_hash.encode()
 
     def finish(self) -> None:
         """Write the checksums and content hashes: the last thing to do."""
+        self._file.close()
         with h5py.File(self.path, "r+", libver="v110") as file:
             file["crc32"][:] = self.crc32
             file["content_hash"][:] = self.content_hash
