@@ -16,12 +16,30 @@ from asdflow.errors import InputError
 from asdflow.training.recipes import check_system
 
 
+def known_machines(config, system: dict) -> tuple:
+    """Machines that a system trains on and those of them that hide their attributes, where a plan can know both."""
+    entries = [
+        config["datasets"][name]
+        for name in (*config["run"]["datasets"], *system["extra_datasets"])
+    ]
+    if any(entry["source"] != "synthetic" for entry in entries):
+        return None, None
+    machines = {
+        name: part for entry in entries for name, part in entry["machines"].items()
+    }
+    return sorted(machines), [
+        name for name, part in machines.items() if part["hide_attributes"]
+    ]
+
+
 def check_systems(config) -> None:
     """Refuse systems whose parts cannot work together, all reasons at once."""
     problems = [
         f"systems.{name}: {reason}"
         for name, entry in config["systems"].items()
-        for reason in check_system(entry, config["encoders"][entry["encoder"]])
+        for reason in check_system(
+            entry, config["encoders"][entry["encoder"]], *known_machines(config, entry)
+        )
     ]
     if problems:
         raise InputError(
