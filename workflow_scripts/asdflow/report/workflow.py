@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import h5py
 import yaml
 
 from asdflow.files import write_text
@@ -30,6 +33,8 @@ def workflow_inputs(settings: Mapping[str, Any], results: Path, root: Path, fold
     write_text(copy, yaml.safe_dump(configuration, sort_keys=False, allow_unicode=True))
     command = f"snakemake --cores all --configfile {copy}"
     record = run_record(configuration, results / "benchmarks", root, command)
+    record["created"] = datetime.now(UTC).isoformat(timespec="seconds")
+    record["checksums"] = {name: recordings_digests(results / name) for name in configuration["datasets"]}
     write_text(folder / "provenance.json", json.dumps(record, indent=1))
     edges = rule_edges(root, [copy])
     if edges:
@@ -46,6 +51,17 @@ def workflow_inputs(settings: Mapping[str, Any], results: Path, root: Path, fold
         baseline=configuration["run"]["baseline"] or configuration["run"]["systems"][-1],
         featured=configuration["run"]["systems"][0],
     )
+
+
+def recordings_digests(dataset: Path) -> dict[str, str]:
+    """Machine -> SHA-256 over the sorted content hashes of its clips, from the first front end that was cached."""
+    folders = sorted((dataset / "features").glob("*"))
+    digests = {}
+    for path in sorted(folders[0].glob("*.h5")) if folders else []:
+        with h5py.File(path, "r") as file:
+            hashes = sorted(file["content_hash"].asstr()[:])
+        digests[path.stem] = hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+    return digests
 
 
 def _dataset(name: str, settings: Mapping[str, Any], results: Path) -> DatasetFiles:
