@@ -223,10 +223,9 @@ def features_of(name: str, encoder: str) -> list[str]:
 def hidden_attributes_of(name: str) -> list[str]:
     """The file with the truth about hidden attributes, where a data set has one; only `evaluate` may ask."""
     entry = config["datasets"][name]
-    known = entry["source"] == "synthetic" or (
-        entry["source"] == "dcase" and entry["hidden_attributes"]
-    )
-    return [f"{DATA}/{name}.hidden_attributes.csv"] if known else []
+    if entry["source"] == "synthetic":
+        return [f"{DATA}/{name}.hidden_attributes.csv"]
+    return [f"{DATA}/{name}/hidden_attributes.csv"] if entry.get("hidden_attributes") else []
 
 
 # ------------------------------------------------------------------ encoders
