@@ -133,7 +133,7 @@ def machine_state() -> dict[str, Any]:
         "pandas",
         "h5py",
         "snakemake",
-        "lightning",
+        "lightning-fabric",
     )
     return {
         "python": platform.python_version(),
