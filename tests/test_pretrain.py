@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -503,3 +504,28 @@ def test_student_and_targets_compile_to_one_graph_each_without_changing_the_loss
     torch.testing.assert_close(tuple(compiled), tuple(eager), rtol=1e-5, atol=1e-6)
     (compiled.frame + compiled.utterance).backward()
     assert all(parameter.grad is not None for parameter in student.parameters())
+
+
+def test_with_freed_memory_kept_the_same_pages_serve_every_update():
+    script = (
+        "import resource, sys, numpy as np; from asdflow.training.memory import keep_freed_memory\n"
+        "kept = keep_freed_memory() if sys.argv[1] == 'keep' else True\n"
+        "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "np.ones(5_000_000); before = faults()\n"
+        "for _ in range(10): np.ones(5_000_000)\n"
+        "print(int(kept), faults() - before)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY / "workflow_scripts")}
+    found = {}
+    for way in ("keep", "leave"):
+        command = [sys.executable, "-c", script, way]
+        kept, faults = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=True
+        ).stdout.split()
+        found[way] = int(faults)
+        if platform.libc_ver()[0] == "glibc":
+            assert kept == "1"
+    if platform.libc_ver()[0] == "glibc":
+        assert found["keep"] < 0.1 * found["leave"]
+    else:
+        assert found["keep"] <= 1.5 * found["leave"]

@@ -26,6 +26,7 @@ from asdflow.models.loading import load_encoder
 from asdflow.provenance import code_digest
 from asdflow.training.checkpoint import Checkpoints
 from asdflow.training.masking import Masks, inverse_block_masks, kept_patches, step_seed
+from asdflow.training.memory import keep_freed_memory
 from asdflow.training.progress import Progress
 from asdflow.training.sampling import BatchPlan, training_items
 from asdflow.training.schedule import annealed_decay, cosine_with_warmup
@@ -131,6 +132,8 @@ def _check_settings(settings: Mapping[str, Any], processes: int) -> None:
 
 def _train(fabric: Fabric, job: Job) -> None:
     """One process's whole run."""
+    if fabric.device.type == "cpu":
+        keep_freed_memory()
     if fabric.global_rank > 0:
         logging.getLogger("asdflow").setLevel(logging.WARNING)
     encoder, rate = _starting_point(job)
