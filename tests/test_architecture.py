@@ -56,7 +56,11 @@ def test_a_script_is_one_main_with_a_guard(path):
     assert "__future__" not in path.read_text(encoding="utf-8")
 
 
-FETCHING = {"download", "unpack", "fetch_labels"}  # published checksums say what is right, whatever code fetches it
+FETCHING = {
+    "download",
+    "unpack",
+    "fetch_labels",
+}  # published checksums say what is right, whatever code fetches it
 
 
 def test_every_rule_names_its_script_log_benchmark_conda_threads_and_resources():
