@@ -225,7 +225,11 @@ def hidden_attributes_of(name: str) -> list[str]:
     entry = config["datasets"][name]
     if entry["source"] == "synthetic":
         return [f"{DATA}/{name}.hidden_attributes.csv"]
-    return [f"{DATA}/{name}/hidden_attributes.csv"] if entry.get("hidden_attributes") else []
+    return (
+        [f"{DATA}/{name}/hidden_attributes.csv"]
+        if entry.get("hidden_attributes")
+        else []
+    )
 
 
 # ------------------------------------------------------------------ encoders

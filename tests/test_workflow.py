@@ -1,5 +1,6 @@
 """The whole chain on tiny synthetic recordings: what it writes, that it repeats, and how it refuses wrong input."""
 
+import re
 import shutil
 
 import numpy as np
@@ -28,8 +29,9 @@ def results(folder):
 
 def test_the_report_is_one_page_without_external_references(finished):
     page = (results(finished) / "report" / "index.html").read_text(encoding="utf-8")
-    assert "<html" in page
-    assert 'src="http' not in page and 'href="http' not in page.replace('href="https://arxiv.org', "")
+    markup = re.sub(r"<script.*?</script>", "", page, flags=re.S)
+    assert "<html" in markup and "demo" in markup
+    assert re.findall(r'(?:src|href|data)="(?:https?:)?//[^"]*', markup) == []
 
 
 def test_official_scores_have_every_system_with_mean_deviation_and_number_of_seeds(finished):
@@ -51,10 +53,8 @@ def test_metrics_have_both_aucs_and_pauc_for_every_machine(finished):
 def test_agreement_with_hidden_attributes_is_measured_with_and_without_pre_training(finished):
     table = pd.read_csv(results(finished) / "demo" / "metrics.csv")
     for metric in ("nmi", "ari", "nmi_unadapted", "ari_unadapted"):
-        assert sorted(table[(table.metric == metric) & (table.system == "attribute_aware")].machine) == [
-            "bearing",
-            "slider",
-        ]
+        rows = table[(table.metric == metric) & (table.system == "attribute_aware") & (table.seed == 0)]
+        assert sorted(rows.machine) == ["bearing", "slider"]
 
 
 def test_every_test_clip_has_one_score_and_a_decision(finished):
@@ -126,7 +126,14 @@ def test_wrong_recordings_are_listed_all_at_once_and_earlier_results_stay(finish
     before = (results(finished) / "demo" / "metrics.csv").read_bytes()
     done = snakemake(finished, overlays=[SMOKE, folder_overlay(tmp_path, recordings)])
     assert done.returncode != 0
-    for expected in ("0090_spd_1.wav", "0091_spd_1.wav", "holiday.wav", "NaN", "empty", "Remedy:"):
+    for expected in (
+        "0090_spd_1.wav",
+        "0091_spd_1.wav",
+        "holiday.wav",
+        "not a finite number",
+        "empty",
+        "Remedy:",
+    ):
         assert expected in done.stdout
     assert "Traceback" not in done.stdout
     assert "rule pretrain" not in done.stdout
