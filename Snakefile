@@ -10,6 +10,7 @@ configfile: "config.yaml"
 include: "rules/common.smk"
 include: "rules/data.smk"
 include: "rules/features.smk"
+include: "rules/duplicates.smk"
 include: "rules/encoders.smk"
 include: "rules/labels.smk"
 include: "rules/finetune.smk"
@@ -22,6 +23,7 @@ rule all:
     default_target: True
     input:
         report=f"{RESULTS}/report/index.html",
+        duplicates=f"{RESULTS}/duplicates.csv",
         metrics=expand(f"{RESULTS}/{{dataset}}/metrics.csv", dataset=RUN["datasets"]),
         official=expand(
             f"{RESULTS}/{{dataset}}/official_scores.csv", dataset=RUN["datasets"]

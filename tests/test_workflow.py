@@ -67,6 +67,12 @@ def test_every_test_clip_has_one_score_and_a_decision(finished):
         assert set(scores.decision) <= {0, 1}
 
 
+def test_clips_that_sound_the_same_are_listed(finished):
+    table = pd.read_csv(results(finished) / "duplicates.csv")
+    assert list(table.columns[:2]) == ["dataset", "clip_id"]
+    assert table.empty
+
+
 def test_a_second_run_has_nothing_to_do(finished):
     done = snakemake(finished, overlays=[SMOKE])
     assert done.returncode == 0
