@@ -24,9 +24,9 @@ def rule_edges(root: Path, configfiles: Iterable[Path]) -> Edges:
         "--rulegraph",
         "dot",
         "--nolock",
-        "--quiet",
-        "all",
         "--forceall",
+        "--cores",
+        "1",
     ]
     command += ["--snakefile", str(root / "Snakefile"), "--directory", str(Path.cwd())]
     command += ["--configfile", *map(str, configfiles)]
