@@ -6,9 +6,6 @@ import hashlib
 import json
 import logging
 import random
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import namedtuple
@@ -23,6 +20,7 @@ from asdflow.data.download import archive_file, download_archive
 from asdflow.data.transfer import DownloadSettings, Progress
 from asdflow.errors import InputError
 
+from tests.killing import killed_at, lines_of, moments
 from tests.zenodo_server import Fault, ZenodoServer, api_answer, serving
 
 ARCHIVE = Archive("dcase2023", "fan", "development", 7882613, "dev_fan.zip")
@@ -96,7 +94,7 @@ PASSING = {
     "truncated twice": [Fault("truncate", after=150_000), Fault("truncate", after=100_000)],
     "nothing at all": [Fault("truncate", after=0)],
     "connection reset": [Fault("reset", after=150_000)],
-    "stall": [Fault("stall", after=150_000, seconds=1.0)],
+    "stall": [Fault("stall", after=150_000, seconds=4.0)],
     "500": [Fault("status", status=500)],
     "502 then reset": [Fault("status", status=502), Fault("reset", after=40_000)],
     "429": [Fault("status", status=429)],
@@ -111,7 +109,7 @@ def test_a_passing_fault_ends_with_the_published_bytes(
     name: str, server: ZenodoServer, settings: DownloadSettings, tmp_path: Path
 ) -> None:
     server.faults[FILE] = list(PASSING[name])
-    download_archive(ARCHIVE, tmp_path, replace(settings, timeout_s=0.3) if name == "stall" else settings)
+    download_archive(ARCHIVE, tmp_path, replace(settings, timeout_s=1.0) if name == "stall" else settings)
     assert server.faults[FILE] == [], "the fault took place"
     assert_complete(tmp_path)
 
@@ -120,8 +118,8 @@ def test_a_passing_fault_ends_with_the_published_bytes(
 def test_an_interrupted_transfer_goes_on_where_it_stopped(
     kind: str, server: ZenodoServer, settings: DownloadSettings, tmp_path: Path
 ) -> None:
-    server.faults[FILE] = [Fault(kind, after=200_000, seconds=1.0)]
-    download_archive(ARCHIVE, tmp_path, replace(settings, timeout_s=0.3))
+    server.faults[FILE] = [Fault(kind, after=200_000, seconds=4.0)]
+    download_archive(ARCHIVE, tmp_path, replace(settings, timeout_s=1.0))
     first, second = server.requests_for(FILE)
     assert first is None and second is not None
     assert 100_000 < int(second.removeprefix("bytes=").removesuffix("-")) <= 200_000
@@ -299,7 +297,7 @@ def test_no_connection_at_all_is_said_in_one_message(tmp_path: Path) -> None:
 def test_at_most_the_polite_number_of_archives_is_fetched_at_once(
     server: ZenodoServer, settings: DownloadSettings, tmp_path: Path
 ) -> None:
-    server.pause = 0.005
+    server.meeting = threading.Barrier(2)
     names = [f"dev_{number}.zip" for number in range(6)]
     server.records[7882613] = dict.fromkeys(names, CONTENT)
     jobs = [
@@ -402,37 +400,18 @@ def test_an_offline_archive_without_anything_to_verify_it_is_refused_with_the_wa
 
 # ------------------------------------------------------------------ kill -9
 
-CHILD = """
-import sys
-from asdflow.data.archives import Archive
-from asdflow.data.download import download_archive
-from asdflow.data.transfer import DownloadSettings
-print("ready", flush=True)
-archive = Archive("dcase2023", "fan", "development", 7882613, "dev_fan.zip")
-download_archive(archive, sys.argv[1], DownloadSettings(sys.argv[2], sys.argv[2], backoff_s=0.01))
-"""
-
 
 def test_kill_9_at_any_moment_then_again_gives_the_published_bytes(
-    server: ZenodoServer, tmp_path: Path
+    server: ZenodoServer, settings: DownloadSettings, tmp_path: Path
 ) -> None:
-    server.pause = 0.02  # half a second for the whole file
-    moments = random.Random(3)
-    for _ in range(6):
-        child = subprocess.Popen(
-            [sys.executable, "-c", CHILD, str(tmp_path), server.address], stdout=subprocess.PIPE, text=True
-        )
-        assert child.stdout is not None and child.stdout.readline() == "ready\n"
-        time.sleep(moments.uniform(0.02, 0.2))
-        child.send_signal(signal.SIGKILL)
-        child.wait()
-        child.stdout.close()
-        if place(tmp_path).exists():
-            assert place(tmp_path).read_bytes() == CONTENT
-    subprocess.run(
-        [sys.executable, "-c", CHILD, str(tmp_path), server.address], check=True, capture_output=True
-    )
-    assert_complete(tmp_path)
+    lines = lines_of(lambda: download_archive(ARCHIVE, tmp_path / "whole", settings))
+    for moment in moments(3, 12, lines):
+        for line in (moment, 30 + moment % 20):  # and once more soon after the second start
+            killed_at(line, lambda: download_archive(ARCHIVE, tmp_path / str(moment), settings))  # noqa: B023
+            if place(tmp_path / str(moment)).exists():
+                assert place(tmp_path / str(moment)).read_bytes() == CONTENT
+        download_archive(ARCHIVE, tmp_path / str(moment), settings)
+        assert_complete(tmp_path / str(moment))
     assert any(wanted is not None for wanted in server.requests_for(FILE)), (
         "some run went on where another was killed"
     )

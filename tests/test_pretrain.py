@@ -1,13 +1,11 @@
 """Pre-training: the objective, equivalence with its naive form, resuming, several processes, what is trained on."""
 
-import json
 import logging
 import os
 import platform
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +40,7 @@ from safetensors.torch import load_file
 
 from benchmarks.pretraining import naive_losses
 from tests.conftest import REPOSITORY
+from tests.killing import killed_at, lines_of, moments
 
 ARCHITECTURE = {"name": "eat", "width": 16, "depth": 2, "heads": 2, "max_frames": 512, "pad_multiple": 16}
 CONFIG: dict[str, Any] = {"front_end": "eat_logmel", "architecture": ARCHITECTURE}
@@ -307,32 +306,50 @@ def test_a_run_stopped_by_a_signal_ends_with_the_same_bytes_as_an_uninterrupted_
     assert rows[0]["value"].iloc[-1] == rows[1]["value"].iloc[-1]
 
 
-def test_a_run_killed_outright_resumes_from_its_last_checkpoint(sources, tmp_path):
-    recipe = {**RECIPE, "steps": 150, "checkpoint_minutes": 0.001}
-    job = {
-        "recipe": recipe,
-        "clips": str(sources["noise"][0]),
-        "features": list(map(str, sources["noise"][1])),
-    }
-    script = (
-        "import json, sys; from pathlib import Path; from asdflow.training.pretrain import pretrain\n"
-        "job = json.loads(sys.argv[1]); folder = Path(sys.argv[2])\n"
-        "pretrain(job['recipe'], {'noise': (Path(job['clips']), [Path(p) for p in job['features']])}, None,"
-        " folder, folder / 'c', 'cpu')\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY / "workflow_scripts"), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-c", script, json.dumps(job), str(tmp_path)], env=environment
-    )
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("c/step_*.pt")) and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
-    assert list(tmp_path.glob("c/step_*.pt")) and not (tmp_path / "encoder.safetensors").exists()
-    pretrain(recipe, sources, None, tmp_path, tmp_path / "c", "cpu")
-    pretrain(recipe, sources, None, tmp_path / "whole", tmp_path / "d", "cpu")
-    assert same_weights(tmp_path, tmp_path / "whole")
+def test_a_run_killed_at_any_moment_ends_with_the_same_bytes_and_repeats_at_most_one_interval(
+    sources, finished, tmp_path, monkeypatch
+):
+    """Checkpoints come every INTERVAL updates here; `journal` holds every update that any of the processes made."""
+    journal, update = tmp_path / "journal", module.Run.update
+
+    def noted(self, step):
+        update(self, step)
+        with journal.open("a") as handle:
+            handle.write(f"{step}\n")
+
+    interval = 3
+    monkeypatch.setattr(module.Run, "update", noted)
+    monkeypatch.setattr(Checkpoints, "after_step", save_every(interval))
+    output = tmp_path / "out"
+
+    def run():
+        pretrain(RECIPE, sources, None, output, output / "c", "cpu")
+
+    lines = lines_of(run)
+    assert same_weights(output, finished)
+    for moment in moments(11, 5, lines):
+        output.rename(tmp_path / f"before_{moment}")
+        journal.unlink()
+        for line in (moment, 60 + moment % 60):  # and once more soon after the second start
+            killed_at(line, run)
+            assert not (output / "encoder.safetensors").exists() or same_weights(output, finished)
+        run()
+        assert same_weights(output, finished)
+        done = list(map(int, journal.read_text().split()))
+        assert set(done) == set(range(RECIPE["steps"]))
+        assert len(done) - RECIPE["steps"] <= 2 * interval, (
+            "two kills, each costs at most the updates since a checkpoint"
+        )
+
+
+def save_every(interval):
+    """`Checkpoints.after_step` by the number of updates instead of minutes."""
+
+    def after_step(self, step, state):
+        if step % interval == 0:
+            self.save(step, state())
+
+    return after_step
 
 
 def test_a_checkpoint_of_another_recipe_is_refused_by_name_and_the_run_starts_again(

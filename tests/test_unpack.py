@@ -3,13 +3,8 @@
 import hashlib
 import io
 import json
-import random
-import signal
 import stat
 import struct
-import subprocess
-import sys
-import time
 import zipfile
 from collections import namedtuple
 from collections.abc import Iterator
@@ -23,6 +18,7 @@ from asdflow.data.transfer import DownloadSettings
 from asdflow.data.unpack import unpack_archives, unpack_machine
 from asdflow.errors import InputError
 
+from tests.killing import killed_at, lines_of, moments
 from tests.official_layout import wav, zip_of
 from tests.zenodo_server import Fault, ZenodoServer, serving
 
@@ -341,58 +337,21 @@ def test_a_corrupt_archive_never_becomes_a_folder(
 
 # ------------------------------------------------------------------ kill -9
 
-CHILD = """
-import json, sys
-from pathlib import Path
-from asdflow.data.archives import plan_archives
-from asdflow.data.download import download_archive
-from asdflow.data.transfer import DownloadSettings
-from asdflow.data.unpack import unpack_machine
-entry, data_dir, address = json.loads(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
-settings = DownloadSettings(address, address, backoff_s=0.01)
-print("ready", flush=True)
-for archive in plan_archives("dcase2022", entry):
-    download_archive(archive, data_dir, settings)
-print("fetched", flush=True)
-unpack_machine("dcase2022", "fan", entry, data_dir, settings)
-print("done", flush=True)
-"""
-
 
 @pytest.mark.parametrize("keep", [True, False])
 def test_kill_9_at_any_moment_then_again_gives_what_an_undisturbed_run_gives(
-    keep: bool, server: ZenodoServer, settings: DownloadSettings, tmp_path: Path
+    keep: bool, settings: DownloadSettings, tmp_path: Path
 ) -> None:
     entry = ENTRY | {"keep_archives": keep}
-    data_dir = tmp_path / "data"
-    fetch_and_unpack(data_dir, entry, settings)
-    undisturbed = tree(data_dir)
-    moments = random.Random(5 + keep)
-    seen = set()
-    for kill in range(8):
-        data_dir.rename(tmp_path / f"before_{kill}") if kill % 4 == 0 else None
-        word, delay = ("ready", 0.15) if kill % 2 else ("fetched", 0.1)
-        seen.add(killed_after(word, moments.uniform(0, delay), entry, data_dir, server))
-        assert_nothing_half_done(data_dir, undisturbed)
-    run = subprocess.run(child(entry, data_dir, server), capture_output=True, text=True, check=True)
-    assert run.stdout.endswith("done\n")
-    assert tree(data_dir) == undisturbed
-    assert False in seen, "some run was killed before its end"
-
-
-def child(entry: dict, data_dir: Path, server: ZenodoServer) -> list[str]:
-    return [sys.executable, "-c", CHILD, json.dumps(entry), str(data_dir), server.address]
-
-
-def killed_after(word: str, delay: float, entry: dict, data_dir: Path, server: ZenodoServer) -> bool:
-    """Start the child, kill it `delay` seconds after it said `word`; whether it was done by then."""
-    with subprocess.Popen(child(entry, data_dir, server), stdout=subprocess.PIPE, text=True) as running:
-        assert running.stdout is not None
-        while (said := running.stdout.readline().strip()) != word:
-            assert said, "the child came to its end on its own"
-        time.sleep(delay)
-        running.send_signal(signal.SIGKILL)
-        return "done" in running.stdout.read()
+    lines = lines_of(lambda: fetch_and_unpack(tmp_path / "data", entry, settings))
+    undisturbed = tree(tmp_path / "data")
+    for moment in moments(5 + keep, 12, lines):
+        (tmp_path / "data").rename(tmp_path / f"before_{moment}")
+        for line in (moment, 30 + moment % 20):  # and once more soon after the second start
+            killed_at(line, lambda: fetch_and_unpack(tmp_path / "data", entry, settings))
+            assert_nothing_half_done(tmp_path / "data", undisturbed)
+        fetch_and_unpack(tmp_path / "data", entry, settings)
+        assert tree(tmp_path / "data") == undisturbed
 
 
 def assert_nothing_half_done(data_dir: Path, undisturbed: dict[str, str]) -> None:

@@ -36,6 +36,7 @@ class ZenodoServer:
     """Records (`records[id][file name] = bytes`) and other files (`files[path] = bytes`, for label lists), over HTTP.
 
     `faults[part of the path]` is a queue: each request whose path contains the part takes the first fault. `log` holds (path, range).
+    With a `meeting` a transfer waits until as many run as the barrier has parties.
     """
 
     def __init__(self) -> None:
@@ -48,6 +49,7 @@ class ZenodoServer:
         self.lock = threading.Lock()
         self.block = 1 << 14
         self.pause = 0.0
+        self.meeting: threading.Barrier | None = None
         self.address = ""
 
     def requests_for(self, part: str) -> list[str | None]:
@@ -137,6 +139,9 @@ class _Handler(BaseHTTPRequestHandler):
             zenodo.running += "/files/" in path
             zenodo.most_running = max(zenodo.most_running, zenodo.running)
         try:
+            if zenodo.meeting is not None and "/files/" in path:
+                with contextlib.suppress(threading.BrokenBarrierError):
+                    zenodo.meeting.wait(timeout=20)
             self._send_content(content, fault)
         finally:
             with zenodo.lock:
