@@ -94,3 +94,29 @@ def test_a_file_that_is_not_yaml_is_named(tmp_path: Path):
     path.write_text("a: [1, 2")
     with pytest.raises(InputError, match=r"broken\.yaml is not valid YAML"):
         read_yaml(path)
+
+
+def test_a_part_like_another_has_its_keys_and_its_own_laid_over_them():
+    overlay = {
+        "run": {"systems": ["warmer"]},
+        "systems": {
+            "warm": {"like": "attribute_aware", "tuning": {"steps": 7}},
+            "warmer": {"like": "warm", "tuning": {"batch_size": 4}},
+        },
+    }
+    resolved = load_configuration(merge(CONFIG, overlay), REPOSITORY)["systems"]
+    shipped = load_configuration(CONFIG, REPOSITORY)["systems"]["attribute_aware"]
+    tuning = {**shipped["tuning"], "steps": 7, "batch_size": 4}
+    assert resolved == {"warmer": {**shipped, "tuning": tuning}}
+
+
+def test_parts_that_are_like_each_other_are_refused():
+    circle = {"one": {"like": "two"}, "two": {"like": "one"}}
+    message = refused({"run": {"systems": ["one"]}, "systems": circle})
+    assert "systems.two.like: one -> two -> one leads in a circle" in message
+
+
+def test_a_part_like_an_unknown_one_is_refused_with_the_nearest_name():
+    message = refused({"run": {"systems": ["mine"]}, "systems": {"mine": {"like": "attribute_awar"}}})
+    assert "system 'attribute_awar' is neither in configs/systems/" in message
+    assert "did you mean 'attribute_aware'?" in message

@@ -69,7 +69,7 @@ def _resolve_parts(config: dict[str, Any], root: Path, schema: dict[str, Any], p
         kind, name = queue.pop(0)
         if name in found[kind]:
             continue
-        part = _named_part(kind, name, given[kind].get(name), root, problems)
+        part = _named_part(kind, name, given[kind], root, problems)
         if part is None:
             continue
         part = complete(part, schema["$defs"][kind.removesuffix("s")], f"{kind}.{name}", problems, schema)
@@ -92,20 +92,38 @@ def _references(kind: str, part: dict[str, Any]) -> list[tuple[str, str]]:
     return []
 
 
-def _named_part(kind: str, name: str, given: Any, root: Path, problems: list[str]) -> dict[str, Any] | None:
-    """One part: its file under configs/, with what the configuration gives laid over it."""
+def _named_part(
+    kind: str,
+    name: str,
+    given: Mapping[str, Any],
+    root: Path,
+    problems: list[str],
+    followed: tuple[str, ...] = (),
+) -> dict[str, Any] | None:
+    """One part: its file under configs/, or the part it says it is `like`, with what the configuration gives laid over it.
+
+    given : the configuration's own entries of this kind. followed : the names that led here by `like`.
+    """
+    own = given.get(name)
     path = root / "configs" / kind / f"{name}.yaml"
     if path.is_file():
-        return merge(read_yaml(path), given or {})
-    if isinstance(given, dict):
-        return copy.deepcopy(given)
-    known = sorted(file.stem for file in path.parent.glob("*.yaml"))
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
-    problems.append(
-        f"{kind.removesuffix('s')} '{name}' is neither in configs/{kind}/ nor under '{kind}:'; {hint}"
-    )
-    return None
+        return merge(read_yaml(path), own or {})
+    if not isinstance(own, dict):
+        known = sorted({*(file.stem for file in path.parent.glob("*.yaml")), *given})
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
+        problems.append(
+            f"{kind.removesuffix('s')} '{name}' is neither in configs/{kind}/ nor under '{kind}:'; {hint}"
+        )
+        return None
+    if "like" not in own:
+        return copy.deepcopy(own)
+    followed = (*followed, name)
+    if own["like"] in followed:
+        problems.append(f"{kind}.{name}.like: {' -> '.join((*followed, own['like']))} leads in a circle")
+        return None
+    base = _named_part(kind, str(own["like"]), given, root, problems, followed)
+    return None if base is None else merge(base, {key: item for key, item in own.items() if key != "like"})
 
 
 def merge(base: dict[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
