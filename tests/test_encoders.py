@@ -30,7 +30,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
             "position_kernel": 8, "position_groups": 4,
         },
     },
-    "stft_cnn": {"front_end": "stft", "architecture": {"name": "stft_cnn", "width": 16, "channels": [4, 8, 8, 8]}},
+    "stft_cnn": {"front_end": "stft_spectrum", "architecture": {"name": "stft_cnn", "width": 16, "channels": [4, 8, 8, 8]}},
     "logmel_statistics": {"front_end": "eat_logmel", "architecture": {"name": "logmel_statistics"}},
 }  # fmt: skip
 every_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
@@ -474,3 +474,29 @@ def test_every_shipped_encoder_can_be_built(path):
         "beats": (89e6, 92e6),
     }.get(path.stem, (0, 3e6))
     assert low <= weights <= high
+
+
+def test_the_stft_cnn_has_the_spectrum_of_the_whole_clip_beside_every_token():
+    encoder = build("stft_cnn")
+    rows = encoder.front_end(waveform(2.0))
+    other = rows.clone()
+    other[:, :16] += 0.1 * torch.linspace(-1, 1, 513)
+    with torch.no_grad():
+        tokens, changed = encoder(rows), encoder(other)
+    half = encoder.width // 2
+    assert torch.equal(tokens[..., :half], changed[..., :half])
+    assert not torch.allclose(tokens[..., half:], changed[..., half:])
+    assert torch.equal(tokens[:, 0, half:], tokens[:, -1, half:])
+
+
+def test_the_stft_cnn_takes_no_notice_of_what_never_changes_in_a_spectrogram():
+    plain = {"front_end": "stft", "architecture": CONFIGS["stft_cnn"]["architecture"]}
+    encoder = build_encoder(plain, 0).eval()
+    assert encoder.width == build("stft_cnn").width // 2
+    config = encoder.front_end.config
+    magnitude = ((encoder.front_end(waveform(2.0)) * 2 * config.std + config.mean) / 2).exp()
+    hum = torch.linspace(0.1, 1.0, 513)  # added to every frame alike
+    louder = (2 * (magnitude + hum).log() - config.mean) / (2 * config.std)
+    with torch.no_grad():
+        found = encoder((2 * magnitude.log() - config.mean) / (2 * config.std)), encoder(louder)
+    torch.testing.assert_close(*found, atol=1e-4, rtol=1e-3)

@@ -395,3 +395,10 @@ def test_the_official_autoencoder_scores_odd_clips_higher(spectra, tmp_path, sco
     store = FeatureStore({"demo": [path]})
     again = load_model(tmp_path).embed([store.frames(3)], ["fan"])
     np.testing.assert_allclose(again[0], values[ids.index("fan/train/3")], rtol=1e-5)
+
+
+def test_a_crop_keeps_the_spectrum_that_stands_before_the_frames():
+    clip = np.arange(20, dtype=np.float16)[:, None]
+    assert crop(clip, 8, 0.0, 4)[:, 0].tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
+    assert crop(clip, 8, 0.999, 4)[:, 0].tolist() == [0, 1, 2, 3, 16, 17, 18, 19]
+    assert crop(clip[:6], 8, 0.5, 4)[:, 0].tolist() == [0, 1, 2, 3, 4, 5, 4, 5]

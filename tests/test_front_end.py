@@ -182,3 +182,25 @@ def test_unknown_front_ends_are_refused_with_the_known_ones():
 
 def test_a_front_end_has_nothing_to_store():
     assert build_front_end("eat_logmel").state_dict() == {}
+
+
+def test_the_spectrum_before_the_frames_is_that_of_the_whole_clip():
+    front_end, config = build_front_end("stft_spectrum"), FRONT_ENDS["stft_spectrum"]
+    time = torch.arange(4 * 16_000) / 16_000
+    two_tones = 0.1 * torch.sin(2 * math.pi * 1000 * time) + 0.1 * torch.sin(2 * math.pi * 1005 * time)
+    rows = front_end(two_tones[None])[0]
+    assert rows.shape == (config.n_frames(len(two_tones)), 513)
+    assert torch.equal(rows[16:], build_front_end("stft")(two_tones[None])[0])
+    energy = rows[:16].flatten()
+    hertz = (torch.arange(len(energy)) + 0.5) * 8000 / len(energy)
+    first, between, second = (energy[(hertz - tone).abs() < 1].max() for tone in (1000, 1002.5, 1005))
+    assert min(first, second) > energy[(hertz - 1002.5).abs() > 5].max()
+    assert between < min(first, second) - 0.25  # the bins of a frame are 15.6 Hz apart
+
+
+@pytest.mark.parametrize("seconds", [0.5, 3, 12])
+def test_a_noise_has_the_same_level_in_the_spectrum_as_in_the_frames_whatever_the_length(seconds):
+    config = FRONT_ENDS["stft_spectrum"]
+    noise = 0.03 * torch.randn(1, int(16_000 * seconds), generator=torch.Generator().manual_seed(1))
+    energy = (build_front_end("stft_spectrum")(noise)[0] * (2 * config.std) + config.mean).exp()
+    assert abs(energy[:16].mean().log() - energy[16:].mean().log()) < 0.1

@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SYSTEMS = sorted(path.stem for path in (ROOT / "configs/systems").glob("*.yaml"))
 EAT = {"front_end": "eat_logmel", "architecture": {"name": "eat", "depth": 4}}
 CNN = {"front_end": "stft", "architecture": {"name": "stft_cnn"}}
+SPECTRUM = {**CNN, "front_end": "stft_spectrum"}
 
 
 def resolved(name, overlay=None):
@@ -111,3 +112,17 @@ def test_an_adapter_by_machine_needs_several_machines(attribute_aware):
 def test_all_reasons_are_given_at_once(attribute_aware):
     system = changed(changed(attribute_aware, "labels.count", "bic"), "objective.arcface.weight", 0)
     assert len(check_system(system, EAT)) == 2
+
+
+@pytest.mark.parametrize("part", ["random_resize_crop", "specaugment", "high_frequency"])
+def test_no_augmentation_moves_the_spectrum_that_stands_before_the_frames(attribute_aware, part):
+    system = changed(attribute_aware, f"augmentation.{part}.probability", 0.5)
+    assert not any("spectrum" in problem for problem in check_system(system, CNN))
+    assert any(f"augmentation {part}" in problem for problem in check_system(system, SPECTRUM))
+
+
+def test_only_the_stft_cnn_reads_the_spectrum_that_stands_before_the_frames(attribute_aware):
+    eat = {**EAT, "front_end": "stft_spectrum"}
+    assert any(
+        "only an stft_cnn encoder reads it" in problem for problem in check_system(attribute_aware, eat)
+    )

@@ -1,4 +1,4 @@
-"""Front ends: waveforms to normalised log-mel (Kaldi's, for EAT and BEATs) or a plain log spectrogram."""
+"""Front ends: waveforms to log-mel (Kaldi's, for EAT and BEATs) or a log spectrogram, with the whole clip's spectrum or without."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ class FrontEndConfig:
 
     Lengths are in samples at 16 kHz. `mel_bins` is None for a plain spectrogram. The normalised value is
     (log energy - mean) / (2 std), as EAT and BEATs do; `raw_pad_value` is the log energy that padding stands for.
+    `spectrum_rows`: so many rows before the first frame hold the log energy spectrum of the whole clip, folded.
     """
 
     name: str
@@ -43,6 +44,7 @@ class FrontEndConfig:
     mean: float
     std: float
     raw_pad_value: float
+    spectrum_rows: int = 0
 
     @property
     def bins(self) -> int:
@@ -55,8 +57,10 @@ class FrontEndConfig:
         return (self.raw_pad_value - self.mean) / (2 * self.std)
 
     def n_frames(self, n_samples: int) -> int:
-        """Frames of a clip of `n_samples` at 16 kHz: whole windows only, as Kaldi with snip_edges."""
-        return 0 if n_samples < self.window_length else 1 + (n_samples - self.window_length) // self.hop
+        """Frames of a clip of `n_samples` at 16 kHz: whole windows only, as Kaldi with snip_edges; and the rows of its spectrum."""
+        if n_samples < self.window_length:
+            return 0
+        return self.spectrum_rows + 1 + (n_samples - self.window_length) // self.hop
 
     def to_dict(self) -> dict[str, Any]:
         """The parameters as a plain dict, ready for JSON."""
@@ -73,29 +77,22 @@ def _kaldi(
     )  # fmt: skip
 
 
+def _stft(name: str, spectrum_rows: int) -> FrontEndConfig:
+    return FrontEndConfig(
+        name=name, window="hann", window_length=1024, hop=512, n_fft=1024, mel_bins=None, low_frequency=0.0,
+        high_frequency=SAMPLE_RATE / 2, preemphasis=0.0, remove_dc=False, subtract_clip_mean=False, scale=1.0,
+        floor=1e-8, mean=-8.0, std=4.0, raw_pad_value=math.log(1e-8), spectrum_rows=spectrum_rows,
+    )  # fmt: skip
+
+
 FRONT_ENDS: dict[str, FrontEndConfig] = {
     "eat_logmel": _kaldi("eat_logmel", "hann", True, 1.0, -4.268, 4.569),
     "beats_logmel": _kaldi("beats_logmel", "povey", False, 32768.0, 15.41663, 6.55582),
-    "stft": FrontEndConfig(
-        name="stft",
-        window="hann",
-        window_length=1024,
-        hop=512,
-        n_fft=1024,
-        mel_bins=None,
-        low_frequency=0.0,
-        high_frequency=SAMPLE_RATE / 2,
-        preemphasis=0.0,
-        remove_dc=False,
-        subtract_clip_mean=False,
-        scale=1.0,
-        floor=1e-8,
-        mean=-8.0,
-        std=4.0,
-        raw_pad_value=math.log(1e-8),
-    ),
+    "stft": _stft("stft", spectrum_rows=0),
+    "stft_spectrum": _stft("stft_spectrum", spectrum_rows=16),
 }
-"""The front ends by name: EAT's and BEATs's log-mel (their published parameters) and a plain log-power STFT (ours)."""
+"""The front ends by name: EAT's and BEATs's log-mel (their published parameters), a plain log-power STFT, and the same with the
+whole clip's spectrum in 16 x 513 bands of about 1 Hz (ours)."""
 
 
 def mel_matrix(config: FrontEndConfig) -> torch.Tensor:
@@ -207,9 +204,24 @@ class FrontEnd(nn.Module):
         with torch.autocast(
             waveform.device.type, enabled=False
         ):  # single precision inside mixed precision, too
-            for clips, frames in zip(waveform.float().split(block), result.split(block), strict=True):
+            for clips, rows in zip(waveform.float().split(block), result.split(block), strict=True):
+                spectrum, frames = rows.tensor_split([self.config.spectrum_rows], dim=1)
                 frames.copy_(self._log_energies(clips, scratch))
+                if self.config.spectrum_rows:
+                    spectrum.copy_(self._clip_spectrum(clips))
         return result
+
+    def _clip_spectrum(self, waveform: torch.Tensor) -> torch.Tensor:
+        """waveform [batch, samples] -> [batch, spectrum rows, bins]: one spectrum of the whole clip, read row by row.
+
+        The mean energy in bands of equal width, however long the clip; a noise is at the level it has in the frames.
+        """
+        config = self.config
+        energies = torch.fft.rfft(waveform * config.scale).abs().square()
+        energies *= self.window.square().sum() / waveform.shape[-1]
+        bands = nn.functional.adaptive_avg_pool1d(energies, config.spectrum_rows * config.bins)
+        normalised = (bands.clamp_(min=config.floor).log_() - config.mean) / (2 * config.std)
+        return normalised.view(len(waveform), config.spectrum_rows, config.bins)
 
     def _log_energies(self, waveform: torch.Tensor, scratch: Scratch) -> torch.Tensor:
         """waveform [batch, samples] -> [batch, frames, bins], in the scratch memory."""

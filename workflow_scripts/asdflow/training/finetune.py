@@ -102,7 +102,9 @@ class _Training:
         self.settings, self.tuning, self.material, self.seed = settings, settings["tuning"], material, seed
         self.network, self.device, self.checkpoint_dir = model.tuned, model.device, checkpoints
         self.views = max(views_needed(settings["objective"]), settings["augmentation"]["segments"]["count"])
-        self.frames = padded_length(self.tuning["crop_frames"] or material.longest, model.pad_multiple)
+        crop_frames = self.tuning["crop_frames"]
+        longest = material.spectrum_rows + crop_frames if crop_frames else material.longest
+        self.frames = padded_length(longest, model.pad_multiple)
         self.objective = build_objective(
             settings["objective"], self.network.width, len(material.classes), material.unattributed, seed + 10
         ).to(self.device)

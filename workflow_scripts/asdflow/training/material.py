@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from asdflow.errors import InputError
+from asdflow.features.front_end import front_end_config
 from asdflow.features.store import FeatureStore
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ class TrainingMaterial:
     ) -> None:
         self.store = FeatureStore(sources)
         self.scored = next(iter(sources))
+        self.spectrum_rows = front_end_config(self.store.front_end).spectrum_rows
         self.seed = seed
         clips_table = pd.read_parquet(clips)
         table = self._labelled(pd.read_parquet(labels))
@@ -106,7 +108,8 @@ class TrainingMaterial:
     def batch(self, step: int, size: int, frames: int, views: int, noise: bool) -> Batch:
         """The batch of a step: it depends on the seed and the step alone, so training resumes anywhere.
 
-        size : clips. frames : length of every crop; shorter clips start over at their end. views : crops per clip.
+        size : clips. frames : rows of every crop, those of the clip's spectrum among them; shorter clips start over at
+        their end. views : crops per clip.
         """
         rng = np.random.default_rng([self.seed, step])
         rows = _draw(self.share, size, rng)
@@ -126,11 +129,17 @@ class TrainingMaterial:
 
     def _crop(self, item: int, frames: int, rng: np.random.Generator) -> np.ndarray:
         """A random crop of a clip: float16 [frames, bins]."""
-        return crop(self.store.frames(item), frames, float(rng.random()))
+        return crop(self.store.frames(item), frames, float(rng.random()), self.spectrum_rows)
 
 
-def crop(clip: np.ndarray, frames: int, position: float) -> np.ndarray:
-    """Cut `frames` frames of a clip [n, bins], placed by `position` in [0, 1); shorter clips are repeated cyclically."""
+def crop(clip: np.ndarray, frames: int, position: float, spectrum_rows: int = 0) -> np.ndarray:
+    """Cut `frames` frames of a clip [n, bins], placed by `position` in [0, 1); shorter clips are repeated cyclically.
+
+    Of the `frames` rows the first `spectrum_rows` are the clip's first rows, its spectrum, wherever the rest is cut.
+    """
+    if spectrum_rows:
+        cut = crop(clip[spectrum_rows:], frames - spectrum_rows, position)
+        return np.concatenate([clip[:spectrum_rows], cut])
     if len(clip) < frames:
         return np.resize(clip, (frames, clip.shape[1]))
     start = int(position * (len(clip) - frames + 1))

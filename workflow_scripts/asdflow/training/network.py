@@ -99,6 +99,7 @@ class TunedModel(EmbeddingModel):
         self.settings, self.machines, self.device = settings, list(machines), device
         self.encoder_config, self.front_end = base.config(), base.front_end.name
         self.pad_multiple, self.pad_value = base.pad_multiple, base.pad_value
+        self.spectrum_rows = base.front_end.config.spectrum_rows
         tuning = settings["tuning"]
         self.tuned: EmbeddingNetwork | None = None
         self.parts: dict[str, EmbeddingNetwork] = {}
@@ -187,9 +188,11 @@ class TunedModel(EmbeddingModel):
     def _views(self, clip: np.ndarray) -> list[np.ndarray]:
         """The crops of a clip that are embedded: the whole clip, or evenly spaced crops as long as in training."""
         number, frames = self.settings["pooling"]["crops"], self.settings["tuning"]["crop_frames"]
-        if not number or not frames or len(clip) <= frames:
+        if not number or not frames or len(clip) <= self.spectrum_rows + frames:
             return [clip]
-        return [crop(clip, frames, k / max(number - 1, 1) * (1 - 1e-9)) for k in range(number)]
+        rows = self.spectrum_rows + frames
+        places = [k / max(number - 1, 1) * (1 - 1e-9) for k in range(number)]
+        return [crop(clip, rows, place, self.spectrum_rows) for place in places]
 
     def _stack(self, views: Sequence[np.ndarray], frames: int) -> Tensor:
         batch = np.full((len(views), frames, views[0].shape[1]), self.pad_value, dtype=np.float32)

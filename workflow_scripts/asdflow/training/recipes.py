@@ -9,6 +9,9 @@ BLOCKS = ("eat", "beats")
 """Architectures made of transformer blocks."""
 HIERARCHICAL = ("ward", "average", "complete")
 AUTOENCODER_FRONT_END = "stft"
+SPECTRUM_FRONT_END = "stft_spectrum"
+OF_FRAMES = ("random_resize_crop", "specaugment", "high_frequency")
+"""Augmentations that take every row for a frame, and neighbouring rows for neighbours in time."""
 
 Settings = Mapping[str, Any]
 
@@ -116,6 +119,7 @@ def _encoder(system: Settings, encoder: Settings) -> list[str]:
     depth = encoder["architecture"].get("depth", 12 if name == "beats" else 1)
     has: Callable[[int], bool] = lambda layer: -depth <= layer < depth  # noqa: E731
     outside = [layer for layer in pooling["layers"] or [] if not has(layer)]
+    moved = [part for part in OF_FRAMES if system["augmentation"][part]["probability"] > 0]
     rules: list[tuple[bool, str]] = [
         (
             method in ("lora", "fully_connected_lora") and name not in BLOCKS,
@@ -131,6 +135,15 @@ def _encoder(system: Settings, encoder: Settings) -> list[str]:
         ),
         (pooling["kind"] == "cls" and name != "eat", f"pooling.kind cls: a {name} encoder has no CLS token"),
         (bool(outside), f"pooling.layers {outside}: the {name} encoder has {depth} layers"),
+        (
+            encoder["front_end"] == SPECTRUM_FRONT_END and name != "stft_cnn",
+            f"front_end {SPECTRUM_FRONT_END} holds the whole clip's spectrum before the frames; only an stft_cnn encoder reads it",
+        ),
+        (
+            encoder["front_end"] == SPECTRUM_FRONT_END and bool(moved),
+            f"augmentation {', '.join(moved)} would move or cut the whole clip's spectrum, which front_end {SPECTRUM_FRONT_END} "
+            "puts before the frames",
+        ),
         (
             method == "autoencoder" and encoder["front_end"] != AUTOENCODER_FRONT_END,
             f"tuning.method autoencoder needs an encoder with front_end {AUTOENCODER_FRONT_END}",
