@@ -30,7 +30,8 @@ SETTINGS: dict[str, Any] = {
     "tuning": {
         "method": "full", "steps": 12, "batch_size": 8, "learning_rate": 1e-3, "head_learning_rate": 1e-2,
         "weight_decay": 0.01, "warmup": 0.1, "clip_norm": 4.0, "crop_frames": 32, "balance": "label",
-        "weight_average": 0.5, "frozen_share": 0.0, "frozen_pooling": "mean_deviation", "checkpoint_minutes": 10,
+        "weight_average": 0.5, "frozen_share": 0.0, "frozen_features": "encoder", "frozen_pooling": "mean_deviation",
+        "checkpoint_minutes": 10,
         "log_every": 4, "lora": {"rank": 2, "alpha": 4, "branches": 2, "targets": ["qkv", "fc1"]},
         "adapter": {"groups": 0, "bottleneck": 4, "unseen": "error"},
     },
@@ -280,6 +281,22 @@ def test_squared_distances_are_weighted_means_of_both_parts_in_units_of_neighbou
         world.run("both", changed(**both, tuning__frozen_share=share)) / "embeddings.h5"
     )
     np.testing.assert_allclose(squared_distances(vectors[fan]), expected, rtol=2e-3, atol=2e-3)
+
+
+def test_the_untouched_part_can_be_the_log_mel_itself_and_no_padding_enters_it(world):
+    settings = changed(
+        tuning__steps=2, tuning__frozen_share=1.0, tuning__frozen_features="log_mel", tuning__frozen_pooling="max",
+    )  # fmt: skip
+    folder = world.run("log_mel", settings)
+    ids, vectors = read_embeddings(folder / "embeddings.h5")
+    store = FeatureStore({"demo": world.sources["demo"]})
+    loudest = np.stack([store.frames(row).max(0) for row in range(len(store))]).astype(np.float32)
+    for machine in ("fan", "valve"):
+        own = [row for row, clip in enumerate(ids) if clip.startswith(machine)]
+        ratio = vectors[own, :128] / loudest[own]
+        np.testing.assert_allclose(ratio, ratio[0, 0], rtol=1e-4)
+    again = load_model(folder).embed([store.frames(0)], ["fan"])
+    np.testing.assert_allclose(again[0], vectors[0], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("method", ["none", "full"])

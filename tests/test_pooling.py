@@ -5,7 +5,7 @@ import torch
 from asdflow.models.pooling import build_pooling
 
 TOKENS = torch.randn(3, 9, 5, generator=torch.Generator().manual_seed(0))
-KINDS = ["mean", "cls", "deviation", "mean_deviation", "generalised_mean", "attentive_statistics"]
+KINDS = ["mean", "cls", "deviation", "mean_deviation", "max", "generalised_mean", "attentive_statistics"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -88,3 +88,7 @@ def test_constant_patches_have_a_finite_slope():
 def test_an_unknown_kind_is_named():
     with pytest.raises(ValueError, match="median"):
         build_pooling({"kind": "median"}, 5, False)
+
+
+def test_max_is_the_largest_value_of_each_channel():
+    torch.testing.assert_close(build_pooling({"kind": "max"}, 5, True)(TOKENS), TOKENS[:, 1:].max(1).values)

@@ -67,6 +67,16 @@ class DeviationPooling(Pooling):
         return _deviation(patches, patches.mean(1, keepdim=True))
 
 
+class MaxPooling(Pooling):
+    """Largest value over patches: what the loudest moments of short, rare events look like (a valve's clicks).
+
+    The limit of global weighted ranking pooling (Kolesnikov and Lampert 2016), which systems of DCASE 2022 use over time.
+    """
+
+    def pool(self, patches: Tensor) -> Tensor:
+        return patches.amax(1)
+
+
 class GeneralisedMeanPooling(Pooling):
     """Signed power mean over patches: with z the mean of sign(x)|x|^p it gives sign(z)|z|^(1/p).
 
@@ -122,6 +132,7 @@ def build_pooling(settings: Mapping[str, Any], width: int, has_cls: bool) -> Poo
         return AttentiveStatisticsPooling(width, has_cls, settings.get("hidden", 128))
     simple = {
         "mean": MeanPooling, "cls": ClsPooling, "deviation": DeviationPooling, "mean_deviation": MeanDeviationPooling,
+        "max": MaxPooling,
     }  # fmt: skip
     if kind not in simple:
         raise ValueError(

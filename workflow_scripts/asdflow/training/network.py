@@ -17,6 +17,7 @@ from asdflow.features.store import padded_length
 from asdflow.files import file_digest
 from asdflow.models.encoder import WEIGHTS, Encoder, build_encoder
 from asdflow.models.loading import load_encoder
+from asdflow.models.logmel_statistics import LogMelStatistics
 from asdflow.models.pooling import build_pooling
 from asdflow.training.adaptation import GroupAdapters, add_low_rank, build_group_adapters
 from asdflow.training.autoencoder import AutoencoderModel
@@ -104,7 +105,7 @@ class TunedModel(EmbeddingModel):
         self.tuned: EmbeddingNetwork | None = None
         self.parts: dict[str, EmbeddingNetwork] = {}
         if tuning["method"] == "none" or tuning["frozen_share"] > 0:
-            self.parts["frozen"] = _frozen_network(_copy(base), settings).to(device).eval()
+            self.parts["frozen"] = _frozen_network(_untouched(base, tuning), settings).to(device).eval()
         if tuning["method"] != "none":
             self.tuned = EmbeddingNetwork(base, settings, len(machines), seed).to(device)
             self.parts["tuned"] = self.tuned
@@ -169,8 +170,9 @@ class TunedModel(EmbeddingModel):
         """Embeddings [n, d] of clips, in batches of equal padded length, averaged over their crops."""
         network.eval()
         result = torch.zeros(len(frames), network.width)
-        views = [(row, view) for row, clip in enumerate(frames) for view in self._views(clip)]
-        length = np.array([padded_length(len(view), self.pad_multiple) for _, view in views])
+        views = [(row, view) for row, clip in enumerate(frames) for view in self._views(network, clip)]
+        multiple = network.encoder.pad_multiple
+        length = np.array([padded_length(len(view), multiple) for _, view in views])
         for frames_long in sorted(set(length.tolist())):
             rows = np.flatnonzero(length == frames_long)
             size = max(1, FRAMES_PER_PASS // frames_long)
@@ -185,10 +187,14 @@ class TunedModel(EmbeddingModel):
         result /= count.unsqueeze(1)
         return nn.functional.normalize(result, dim=1) if network is self.tuned else result
 
-    def _views(self, clip: np.ndarray) -> list[np.ndarray]:
-        """The crops of a clip that are embedded: the whole clip, or evenly spaced crops as long as in training."""
+    def _views(self, network: EmbeddingNetwork, clip: np.ndarray) -> list[np.ndarray]:
+        """The crops of a clip that are embedded: the whole clip, or evenly spaced crops as long as in training.
+
+        The plain log-mel, which no training has used to a length, always sees the whole clip.
+        """
         number, frames = self.settings["pooling"]["crops"], self.settings["tuning"]["crop_frames"]
-        if not number or not frames or len(clip) <= self.spectrum_rows + frames:
+        plain = isinstance(network.encoder, LogMelStatistics)
+        if plain or not number or not frames or len(clip) <= self.spectrum_rows + frames:
             return [clip]
         rows = self.spectrum_rows + frames
         places = [k / max(number - 1, 1) * (1 - 1e-9) for k in range(number)]
@@ -281,8 +287,10 @@ def _nearest_distance(clips: Tensor) -> Tensor:
     return distance.clamp(min=1e-6) if distance > 0 else torch.ones(1)
 
 
-def _copy(encoder: Encoder) -> Encoder:
-    """The same encoder with weights of its own."""
+def _untouched(encoder: Encoder, tuning: Mapping[str, Any]) -> Encoder:
+    """What stands beside the tuned encoder: the same encoder with weights of its own, or the plain log-mel."""
+    if tuning["method"] != "none" and tuning["frozen_features"] == "log_mel":
+        return LogMelStatistics(front_end=encoder.front_end.name)
     twin = build_encoder(encoder.config(), 0)
     twin.load_state_dict(encoder.state_dict())
     return twin
@@ -293,6 +301,8 @@ def _frozen_network(encoder: Encoder, settings: Mapping[str, Any]) -> EmbeddingN
     tuning, pooling = settings["tuning"], settings["pooling"]
     if tuning["method"] != "none":
         pooling = {**pooling, "kind": tuning["frozen_pooling"]}
+        if tuning["frozen_features"] == "log_mel":
+            pooling["layers"] = None
     untouched = {**tuning, "method": "none"}
     network = EmbeddingNetwork(
         encoder, {"tuning": untouched, "pooling": {**pooling, "projection": None}}, 0, 0

@@ -134,6 +134,13 @@ def _encoder(system: Settings, encoder: Settings) -> list[str]:
             "tuning.method full has nothing to train: a logmel_statistics encoder has no weights",
         ),
         (pooling["kind"] == "cls" and name != "eat", f"pooling.kind cls: a {name} encoder has no CLS token"),
+        (
+            method not in ("none", "autoencoder")
+            and tuning["frozen_share"] > 0
+            and tuning["frozen_features"] == "log_mel"
+            and encoder["front_end"] not in ("eat_logmel", "beats_logmel"),
+            f"tuning.frozen_features log_mel needs a log-mel front end, not {encoder['front_end']}",
+        ),
         (bool(outside), f"pooling.layers {outside}: the {name} encoder has {depth} layers"),
         (
             encoder["front_end"] == SPECTRUM_FRONT_END and name != "stft_cnn",
