@@ -32,9 +32,8 @@ rule all:
 
 rule data:
     input:
-        expand(
-            f"{RESULTS}/{{dataset}}/clips.parquet", dataset=sorted(config["datasets"])
-        ),
+        clips=[clips_of(name) for name in sorted(config["datasets"])],
+        duplicates=f"{RESULTS}/duplicates.csv",
 
 
 rule submissions:

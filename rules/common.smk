@@ -293,16 +293,6 @@ PLAIN = sorted(
 )
 
 
-def duplicate_inputs() -> list[str]:
-    """Features of every data set of the run, all by the front end of its first system."""
-    encoder = system_entry(RUN["systems"][0])["encoder"]
-    return [
-        path
-        for name in sorted(config["datasets"])
-        for path in features_of(name, encoder)
-    ]
-
-
 # ------------------------------------------------------------------ systems
 
 

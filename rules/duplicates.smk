@@ -3,7 +3,7 @@
 
 rule find_duplicates:
     input:
-        features=duplicate_inputs(),
+        clips=[clips_of(name) for name in sorted(config["datasets"])],
     output:
         duplicates=f"{RESULTS}/duplicates.csv",
     log:
@@ -12,12 +12,14 @@ rule find_duplicates:
         f"{BENCHMARKS}/find_duplicates.tsv"
     conda:
         "../envs/asdflow.yaml"
-    threads: 1
+    threads: workflow.cores
     resources:
         mem_mb=2000,
         runtime=30,
     params:
-        cfg=stage_config(datasets=sorted(config["datasets"])),
+        cfg=stage_config(
+            audio={name: entry["audio"] for name, entry in config["datasets"].items()}
+        ),
         code=code_digest("find_duplicates.py"),
     script:
         "../workflow_scripts/find_duplicates.py"

@@ -8,15 +8,11 @@ import os
 import random
 import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable
-from types import FrameType
-from typing import Any
 
-from tests.conftest import REPOSITORY
+from tests.killing_site.line_counter import LineCounter
 
-PACKAGE = str(REPOSITORY / "workflow_scripts" / "asdflow")
 Action = Callable[[], object]
 
 
@@ -51,7 +47,7 @@ def _forked(action: Action, stop_at: int, tell: int | None = None) -> int:
     if child:
         return os.waitpid(child, 0)[1]
     try:
-        counter = _LineCounter(stop_at)
+        counter = LineCounter(stop_at, lambda: os.kill(os.getpid(), signal.SIGKILL))
         counter.start()
         action()
         sys.settrace(None)
@@ -62,24 +58,3 @@ def _forked(action: Action, stop_at: int, tell: int | None = None) -> int:
         traceback.print_exc()
         sys.stderr.flush()
         os._exit(1)
-
-
-class _LineCounter:
-    """Counts executed lines of the package, in every thread, and kills the process at the chosen one."""
-
-    def __init__(self, stop_at: int) -> None:
-        self.lines, self.stop_at = 0, stop_at
-
-    def start(self) -> None:
-        threading.settrace(self._enter)
-        sys.settrace(self._enter)
-
-    def _enter(self, frame: FrameType, event: str, arg: Any) -> Any:
-        return self._count if frame.f_code.co_filename.startswith(PACKAGE) else None
-
-    def _count(self, frame: FrameType, event: str, arg: Any) -> Any:
-        if event == "line":
-            self.lines += 1
-            if self.lines == self.stop_at:
-                os.kill(os.getpid(), signal.SIGKILL)
-        return self._count

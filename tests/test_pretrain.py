@@ -432,6 +432,14 @@ def test_only_normal_training_clips_are_used_each_recording_once():
     assert training_items(index, clips, supplemental=True).tolist() == [0, 1, 4]
 
 
+def test_a_recording_that_is_also_a_test_clip_somewhere_is_not_trained_on():
+    index, clips = catalogue()
+    other = {"x": clips["x"], "y": clips["x"].query("clip_id == 'c'")}
+    later = index.query("clip_id == 'c'").assign(dataset="y", content_hash="h0")
+    both = pd.concat([index, later], ignore_index=True)
+    assert training_items(both, other, supplemental=True).tolist() == [1, 4]
+
+
 def test_clips_of_equal_name_in_two_data_sets_are_told_apart():
     index, clips = catalogue()
     other = {"x": clips["x"], "y": clips["x"].assign(split="test", supplement=None)}

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,18 +12,37 @@ from tests.conftest import REPOSITORY
 SNAKEMAKE = [sys.executable, "-m", "snakemake", "--snakefile", str(REPOSITORY / "Snakefile")]
 
 
-def snakemake(
-    directory: Path, *arguments: str, overlays=(), cores: int = 2, timeout: int = 560
-) -> subprocess.CompletedProcess:
-    """Run Snakemake in `directory` with the default configuration and overlays; output and errors together in stdout."""
+def command_line(directory: Path, *arguments: str, overlays=(), cores: int = 2) -> list[str]:
+    """Snakemake in `directory` with the default configuration and profile, and overlays."""
     configfiles = [REPOSITORY / "config.yaml", *overlays]
     command = [*SNAKEMAKE, "--cores", str(cores), "--directory", str(directory), *arguments]
     command += ["--workflow-profile", str(REPOSITORY / "profiles" / "default")]
-    command += ["--configfile", *map(str, configfiles)]
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    return subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout, env=environment
+    return [*command, "--configfile", *map(str, configfiles)]
+
+
+def started(directory: Path, *arguments: str, environment=None, **options) -> subprocess.Popen:
+    """Start Snakemake in a process group of its own; output and errors together in stdout."""
+    return subprocess.Popen(
+        command_line(directory, *arguments, **options),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
+        start_new_session=True,
     )
+
+
+def snakemake(
+    directory: Path, *arguments: str, timeout: int = 560, environment=None, **options
+) -> subprocess.CompletedProcess:
+    """Run Snakemake in `directory` to its end, as `started` does."""
+    with started(directory, *arguments, environment=environment, **options) as process:
+        try:
+            output, _ = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return subprocess.CompletedProcess(process.args, process.returncode, output)
 
 
 def planned(output: str) -> dict[str, int]:

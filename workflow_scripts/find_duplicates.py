@@ -4,9 +4,9 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from asdflow.data.duplicates import find_duplicates
-from asdflow.features.sources import features_by_dataset
-from asdflow.features.store import FeatureStore
+import pandas as pd
+from asdflow.data.catalogue import read_catalogue
+from asdflow.data.duplicates import find_duplicates, hash_candidates
 from asdflow.files import write_text
 from asdflow.job import run_stage
 
@@ -15,9 +15,14 @@ if TYPE_CHECKING:
 
 
 def main(smk: Any) -> None:
-    store = FeatureStore(features_by_dataset(smk.params.cfg["datasets"], smk.input.features))
-    found = find_duplicates(store.index)
-    logging.getLogger("asdflow").info("%d clips sound exactly like another one", len(found))
+    audio = smk.params.cfg["audio"]
+    tables = [
+        read_catalogue(Path(path)).assign(dataset=name)
+        for name, path in zip(audio, smk.input.clips, strict=True)
+    ]
+    clips = pd.concat(tables, ignore_index=True)
+    found = find_duplicates(hash_candidates(clips, audio, smk.threads))
+    logging.getLogger("asdflow").info("%d of %d clips sound exactly like another one", len(found), len(clips))
     write_text(Path(smk.output.duplicates), found.to_csv(index=False))
 
 

@@ -7,6 +7,7 @@ default `mean`) and `minimum_seconds` (default 0.1).
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -150,6 +151,11 @@ def read_audio(path: str | Path, settings: Mapping[str, Any]) -> np.ndarray:
     """
     parts = list(_read_parts(Path(path), settings))
     return np.concatenate(parts) if len(parts) != 1 else parts[0]
+
+
+def content_hash(samples: np.ndarray) -> str:
+    """Hexadecimal SHA-256 of a recording's samples, float32 [samples] as `read_audio` gives them: equal where two sound the same."""
+    return hashlib.sha256(np.ascontiguousarray(samples, dtype=np.float32).data).hexdigest()
 
 
 def read_blocks(path: str | Path, settings: Mapping[str, Any], block_samples: int) -> Iterator[np.ndarray]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections.abc import Iterable, Mapping
@@ -15,7 +14,7 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
-from asdflow.data.audio import read_audio
+from asdflow.data.audio import content_hash, read_audio
 from asdflow.errors import InputError
 from asdflow.features.front_end import SAMPLE_RATE, FrontEnd, Scratch, build_front_end
 from asdflow.features.store import FeatureWriter
@@ -105,11 +104,11 @@ class _Extraction:
         expected = int(self.lengths[row])
         if abs(len(samples) - expected) > RESAMPLING_SLACK:
             return f"{self.paths[row]}: {len(samples)} samples at 16 kHz, the catalogue says {expected}"
-        content_hash = hashlib.sha256(samples.data).hexdigest()
+        heard = content_hash(samples)
         if len(samples) != expected:
             samples = np.pad(samples, (0, max(0, expected - len(samples))))[:expected]
         frames = self.front_end(torch.from_numpy(samples)[None], scratch)[0].half().numpy()
-        self.writer.write(row, frames, content_hash)
+        self.writer.write(row, frames, heard)
         return None
 
 

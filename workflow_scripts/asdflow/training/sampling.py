@@ -23,7 +23,8 @@ def training_items(index: pd.DataFrame, clips: Mapping[str, pd.DataFrame], suppl
     clips : data set -> its clips.parquet.
     supplemental : whether clean supplemental clips count as training clips.
 
-    Test clips, anomalies and noise-only clips never pass; of recordings with equal samples only the first does.
+    Test clips, anomalies and noise-only clips never pass, nor does a recording with the same samples as a test clip of any of
+    the data sets; of training recordings with equal samples only the first passes.
     Raises InputError when nothing is left.
     """
     parts = [table.assign(dataset=name) for name, table in clips.items()]
@@ -33,6 +34,8 @@ def training_items(index: pd.DataFrame, clips: Mapping[str, pd.DataFrame], suppl
     usable = table["split"] == "train"
     if supplemental:
         usable |= (table["split"] == "supplemental") & (table["supplement"] == "clean")
+    tested = set(table.loc[table["split"] == "test", "content_hash"])
+    usable &= ~table["content_hash"].isin(tested)
     table = table[usable & (table["condition"] != "anomaly")].sort_values("item")
     table = table.drop_duplicates("content_hash")
     if table.empty:
