@@ -20,7 +20,7 @@ import soundfile
 import torch
 from asdflow.configuration import load_configuration
 from asdflow.data.catalogue import build_catalogue, write_catalogue
-from asdflow.detection.detect import Options, score_all, score_recording
+from asdflow.detection.detect import Options, score_all
 from asdflow.detection.score import score
 from asdflow.detection.system import System, export_detector
 from asdflow.features.embeddings import write_embeddings
@@ -111,10 +111,10 @@ def main() -> None:
         if options.hours:
             path, before = noise(folder / "long.wav", options.hours * 3600, 0), peak_mb()
             wall = time.perf_counter()
-            row = score_recording(system, path, Options()).row
+            row = score_all(system, [path], Options(workers=options.workers))[0].row
             wall = time.perf_counter() - wall
             print(
-                f"{options.hours:g} h, {row.windows} windows: {wall:.0f} s, peak memory {peak_mb():.0f} MiB "
+                f"{options.hours:g} h, {row.windows} windows, {options.workers} workers: {wall:.0f} s, peak memory {peak_mb():.0f} MiB "
                 f"({peak_mb() - before:+.0f} MiB)"
             )
 

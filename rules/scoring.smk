@@ -23,6 +23,7 @@ rule score:
         cfg=lambda wildcards: stage_config(
             backend=system_entry(wildcards.system)["backend"],
             decision=system_entry(wildcards.system)["decision"],
+            held_out=system_entry(wildcards.system)["tuning"]["held_out"],
         ),
         code=code_digest("score.py"),
     script:

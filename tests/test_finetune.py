@@ -16,7 +16,7 @@ from asdflow.features.store import FeatureStore, write_features
 from asdflow.models.encoder import build_encoder, save_encoder
 from asdflow.training import finetune as stage
 from asdflow.training.finetune import finetune
-from asdflow.training.material import TrainingMaterial, crop
+from asdflow.training.material import TrainingMaterial, crop, held_out_clips
 from asdflow.training.network import TunedModel, load_model
 from safetensors.torch import load_file
 
@@ -124,6 +124,20 @@ def test_a_copy_of_a_scored_clip_in_a_further_data_set_is_not_learnt_from(world)
     table = world.material().table
     assert "pump/train/3" not in set(table["clip_id"])
     assert len(table) == 3 * 8 - 1
+
+
+def test_held_out_clips_are_a_fixed_share_of_each_machine_and_domain_and_are_never_learnt_from(world):
+    whole, kept = world.material().table, world.material(held_out=0.5).table
+    left_out = whole[~whole["clip_id"].isin(kept["clip_id"])]
+    assert set(left_out["dataset"]) == {"demo"}
+    assert left_out.groupby(["machine", "domain"]).size().to_dict() == {
+        (machine, domain): count
+        for machine in ("fan", "valve")
+        for domain, count in (("source", 3), ("target", 1))
+    }
+    of_demo = world.labels[world.labels["dataset"] == "demo"]
+    assert held_out_clips(of_demo.sample(frac=1, random_state=1), 0.5) == set(left_out["clip_id"])
+    assert held_out_clips(of_demo, 0.0) == set()
 
 
 @pytest.mark.parametrize("balance", ["machine", "machine_domain", "label"])

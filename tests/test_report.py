@@ -273,6 +273,9 @@ def test_the_threshold_is_told_only_where_decisions_have_one():
     assert evidence.threshold(scores) == 2.5
     assert evidence.threshold(scores.assign(decision=[0, 1, 0, 1])) is None
     assert evidence.threshold(scores.assign(decision=np.nan)) is None
+    known = {("fan", "00"): (2.2, 0.1), ("pump", "00"): (9.0, 0.1)}
+    assert evidence.threshold(scores.assign(machine="fan"), known) == 2.2
+    assert evidence.threshold(scores.assign(machine="fan"), known | {("fan", "01"): (2.7, 0.1)}) == 2.5
 
 
 def test_confusion_and_attributes_count_clips():
@@ -280,8 +283,9 @@ def test_confusion_and_attributes_count_clips():
         {"domain": ["source"] * 4, "condition": ["normal", "normal", "anomaly", "anomaly"], "decision": [0, 1, 1, 0],
          "anomaly_score": [0.1, 0.9, 0.8, 0.2], "attribute_label": ["slow", "fast", "slow", "slow"]}
     )  # fmt: skip
-    confusion = evidence.confusion_table(scores)
-    assert confusion is not None and [c.value for c in confusion.rows[0][1:]] == [1, 1, 1, 1, 0.5, 0.5, 0.5]
+    confusion = evidence.confusion_table(scores, 0.1)
+    assert confusion is not None
+    assert [c.value for c in confusion.rows[0][1:]] == [1, 1, 1, 1, 0.5, 0.5, 0.5, 0.5, 0.1]
     by_attribute = evidence.attribute_table(scores)
     assert by_attribute is not None
     assert {r[0].text: [c.value for c in r[2:]] for r in by_attribute.rows} == {
@@ -311,6 +315,11 @@ def test_the_nearest_normal_clip_is_of_the_same_machine_and_of_training():
         and found[0] == "same"
         and found[1] == pytest.approx(1 - 0.9 / np.hypot(0.9, 0.1), abs=1e-6)
     )
+    matrix[2] = [1.05, 0]
+    matrix[1] = [3, 0]  # the same direction, and far away
+    rows = {c: i for i, c in enumerate(clips["clip_id"])}
+    assert nearest_normal("q", clips, rows, matrix, "cosine") == ("same", 0.0)
+    assert nearest_normal("q", clips, rows, matrix, "euclidean") == ("far", pytest.approx(0.05, abs=1e-6))
 
 
 def test_histories_are_thinned_but_keep_their_ends(tmp_path: Path):
@@ -346,7 +355,12 @@ def all_figures() -> dict[str, go.Figure]:
     official = pd.DataFrame({"system": [name, "b"], "mean": [60.0, 55.0]})
     seeds = pd.DataFrame({"system": [name, name, "b"], "score": [59.0, 61.0, 55.0]})
     points = pd.DataFrame(
-        {"x": rng.normal(size=9), "y": rng.normal(size=9), "clip_id": name, "machine": [name, "m", None] * 3}
+        {
+            "x": rng.normal(size=9),
+            "y": rng.normal(size=9),
+            "number": range(9),
+            "machine": [name, "m", None] * 3,
+        }
     )
     linkage = np.array([[0, 1, 0.5, 2], [2, 3, 0.7, 2], [4, 5, 3.0, 4]])
     history = pd.DataFrame({"run": [name] * 20, "step": range(20), "value": np.geomspace(100, 0.01, 20)})

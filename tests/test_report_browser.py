@@ -12,6 +12,7 @@ import pytest
 from asdflow.report.build import build_report
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, sync_playwright
+from scipy.stats import hmean
 
 from tests.made_up_run import ODD_NAMES, Size, made_up_inputs
 
@@ -153,6 +154,23 @@ def test_numbers_in_the_page_equal_the_results_files(visit: Visit, results: Path
         assert row.locator("td").first.inner_text() == f"{expected['mean']:.2f}"
 
     metrics = pd.read_csv(results / "made_up" / "metrics.csv", dtype={"section": str})
+    counted = metrics[metrics["metric"].isin(["auc_source", "auc_target", "pauc"])]
+    means = counted.groupby(["machine", "system", "seed"])["value"].agg(hmean).groupby(level=[0, 1]).mean()
+    systems = [h.inner_text() for h in page.locator(".heat thead th").all()[1:]]
+    for row in page.locator(".heat tbody tr").all():
+        cells = [float(c.get_attribute("data-value")) for c in row.locator("td").all()]  # type: ignore[arg-type]
+        machine = row.locator("th").inner_text()
+        assert cells == pytest.approx([100 * means[machine, system] for system in systems], abs=1e-9)
+    scores = pd.read_parquet(results / "made_up" / "attribute_aware" / "seed_0" / "scores.parquet")
+    normal = scores.merge(pd.read_parquet(results / "made_up" / "clips.parquet"), on="clip_id")
+    normal = normal[normal["condition"] == "normal"]
+    alarms = normal.groupby(["machine", "domain"])["decision"].mean()
+    rows = page.locator("section:has(> h2:text('False alarms')) tbody tr").all()
+    assert [row.locator("th").inner_text() for row in rows] == ["bearing", "fan", "all machines"]
+    for row in rows[:2]:
+        machine, cells = row.locator("th").inner_text(), row.locator("td").all()
+        shown = [float(cells[i].get_attribute("data-value")) for i in (2, 4)]  # type: ignore[arg-type]
+        assert shown == [alarms[machine, domain] for domain in ("source", "target")]
     page = visit.open(MACHINE)
     for row in page.locator("section.view:not([hidden]) table").first.locator("tbody tr").all():
         mine = metrics[(metrics["machine"] == "fan") & (metrics["system"] == row.locator("th").inner_text())]
@@ -170,6 +188,21 @@ def test_selects_tables_themes_and_addresses_work(visit: Visit):
     panel.locator("select").nth(1).select_option("1")
     after = panel.locator("figure .plot-area").first.get_attribute("aria-label")
     assert before != after and after is not None and "seed 1" in after
+
+    page = visit.open("made_up/representation")
+    maps = page.locator("section.view:not([hidden]) .panel").first
+    show_all_figures(page)
+    assert [o.inner_text() for o in maps.locator("select").first.locator("option").all()] == list(
+        TINY.systems
+    )
+    before = maps.locator(".plot-area").last.get_attribute("aria-label")
+    maps.locator("select").first.select_option("2")
+    assert maps.locator(".plot-area").count() == 3  # those of the encoder they share are there too
+    after = maps.locator(".plot-area").last.get_attribute("aria-label")
+    assert before != after and after is not None and "as scored, logmel_knn" in after
+    maps.locator(".scatterlayer .points path").first.hover(force=True)
+    assert "section_00" in maps.locator(".hoverlayer").first.text_content()
+    page = visit.open(MACHINE)
 
     figure = page.locator("section.view:not([hidden]) figure").first
     figure.get_by_text("As a table").click()

@@ -13,6 +13,8 @@ from asdflow.detection.ensemble import ensemble
 from asdflow.detection.score import score
 from asdflow.errors import InputError
 from asdflow.features.embeddings import write_embeddings
+from asdflow.training.material import held_out_clips
+from scipy.stats import binom
 
 SETTINGS: dict[str, Any] = {
     "backend": {"name": "knn", "neighbours": 1},
@@ -89,6 +91,48 @@ def test_anomalies_score_higher_and_the_observed_false_alarm_rate_is_near_the_ex
     assert medians["anomaly"] > 1.5 * medians["normal"]
     false_alarms = table.loc[(table.condition == "normal") & (table.domain == "source"), "decision"].mean()
     assert false_alarms < 0.1 + 3 * np.sqrt(0.1 * 0.9 / 60)
+
+
+def test_a_threshold_from_held_out_clips_keeps_its_rate_where_training_clips_lie_closer_than_new_ones(
+    tmp_path: Path,
+) -> None:
+    rng = np.random.default_rng(4)
+    clips, vectors = catalogue(rng, {f"machine_{k}": ["00"] for k in range(8)}, target=3)
+    training = clips["split"] == "train"
+    learnt = training & ~clips["clip_id"].isin(held_out_clips(clips[training], 0.3))
+    # what a classifier does to the clips that it has learnt: each is pulled halfway to its domain's centre
+    for _, rows in clips[training].groupby(["machine", "domain"]).groups.items():
+        own = rows[learnt[rows]]
+        vectors[own] = 0.5 * vectors[own] + 0.5 * vectors[own].mean(0)
+    settings = {**SETTINGS, "decision": {"method": "gamma", "false_alarm_rate": 0.1}}
+    observed = {}
+    for share in (0.0, 0.3):
+        out = run_score(tmp_path / str(share), clips, vectors, {**settings, "held_out": share})
+        table = pd.read_parquet(out / "scores.parquet").merge(clips, on="clip_id")
+        observed[share] = table.loc[
+            (table.condition == "normal") & (table.domain == "source"), "decision"
+        ].mean()
+    low, high = np.array(binom.interval(0.99, 8 * 30, 0.1)) / (8 * 30)
+    assert observed[0.0] > 1.5 * high
+    assert low <= observed[0.3] <= high
+
+
+def test_too_few_held_out_clips_leave_the_threshold_to_all_of_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    clips, vectors = catalogue(np.random.default_rng(0), {"fan": ["00"]})
+    out = run_score(tmp_path / "few", clips, vectors, {**SETTINGS, "held_out": 0.1})
+    assert "6 clips held out" not in caplog.text  # 6 of the source and 1 of the target domain
+    assert "7 clips held out of tuning are too few" in caplog.text
+    whole = run_score(tmp_path / "all", clips, vectors)
+    assert (out / "detector" / "memory.safetensors").read_bytes() == (
+        whole / "detector" / "memory.safetensors"
+    ).read_bytes()
+    thresholds = [
+        json.loads((folder / "detector" / "detector.json").read_text())["units"][0]["threshold"]
+        for folder in (out, whole)
+    ]
+    assert thresholds[0] == thresholds[1]
 
 
 def test_a_loaded_detector_gives_the_scores_of_the_stage_and_knows_its_clips(

@@ -148,6 +148,15 @@ def has_gpu() -> bool:
     return Path("/dev/nvidiactl").exists()
 
 
+def _gpu_names() -> str:
+    """What the NVIDIA driver calls this machine's GPUs; empty without a driver."""
+    found = []
+    for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        found += [line.split(":", 1)[1].strip() for line in lines if line.startswith("Model")]
+    return ", ".join(found)
+
+
 def _processor() -> str:
     """The processor's own name where Linux tells it."""
     info = Path("/proc/cpuinfo")
@@ -179,6 +188,8 @@ def run_record(configuration: dict[str, Any], benchmarks: Path, root: Path, comm
         "hardware": {
             "processor": machine["processor"],
             "cores": os.cpu_count(),
+            "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB",
+            "gpu": _gpu_names() or "none",
             "platform": machine["platform"],
         },
         "benchmarks": [_benchmark(path, benchmarks) for path in sorted(benchmarks.rglob("*.tsv"))],

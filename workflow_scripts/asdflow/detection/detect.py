@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -19,7 +20,7 @@ import torch
 from asdflow.data.audio import AudioInfo
 from asdflow.data.listing import AUDIO_SUFFIXES
 from asdflow.detection.drift import SILENT_DB, Sound, better_channel, describe, warnings
-from asdflow.detection.system import System
+from asdflow.detection.system import System, WindowScores
 from asdflow.detection.threshold import percent
 from asdflow.detection.windows import Window, inspect_recording, windows
 from asdflow.errors import InputError
@@ -110,13 +111,18 @@ def find_recordings(paths: Iterable[Path]) -> list[Path]:
     return list(found)
 
 
-def score_recording(system: System, path: Path, options: Options) -> Scored:
-    """Score one recording; what is wrong with it becomes its `problem`."""
+def score_recording(
+    system: System, path: Path, options: Options, passes: ThreadPoolExecutor | None = None
+) -> Scored:
+    """Score one recording; what is wrong with it becomes its `problem`.
+
+    `passes` are threads that score its windows; without them they are scored one batch after the other.
+    """
     info = inspect_recording(path, system.audio, system.lengths)
     if isinstance(info, str):
         return Scored(Recording(str(path), system.machine, system.section, problem=info))
     try:
-        starts, scores, nearest, sounds = _score_windows(system, path, info, options)
+        starts, scores, nearest, sounds = _score_windows(system, path, info, options, passes)
     except InputError as error:
         problem = "; ".join(error.problems) or error.summary
         return Scored(Recording(str(path), system.machine, system.section, problem=problem))
@@ -126,25 +132,30 @@ def score_recording(system: System, path: Path, options: Options) -> Scored:
 
 
 def _score_windows(
-    system: System, path: Path, info: AudioInfo, options: Options
+    system: System, path: Path, info: AudioInfo, options: Options, passes: ThreadPoolExecutor | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[Sound]]:
     """Starts, scores and nearest training clips of a recording's windows [n], and what the first of them sound like."""
     hop = round(options.hop * system.rate) if options.hop else system.lengths.window // 2
     at_once = max(1, min(WINDOWS_PER_PASS, int(MOST_SECONDS_AT_ONCE * system.rate / system.lengths.window)))
     starts: list[int] = []
-    scores: list[np.ndarray] = []
-    nearest: list[np.ndarray] = []
+    found: list[WindowScores] = []
     sounds: list[Sound] = []
+    running: deque[Future[WindowScores]] = deque()
     for batch in _batches(windows(path, info, system.audio, system.lengths, max(1, hop)), at_once):
-        found = system.score([window.samples for window in batch])
+        samples = [window.samples for window in batch]
         starts += [window.start for window in batch]
-        scores.append(found.anomaly_score)
-        nearest.append(found.nearest)
-        sounds += [describe(window.samples) for window in batch[: SOUNDS_PER_RECORDING - len(sounds)]]
-    values = np.concatenate(scores)
+        sounds += [describe(one) for one in samples[: SOUNDS_PER_RECORDING - len(sounds)]]
+        if passes is None:
+            found.append(system.score(samples))
+            continue
+        running.append(passes.submit(system.score, samples))
+        if len(running) > options.workers:  # so many batches are held in memory, however long the recording
+            found.append(running.popleft().result())
+    found += [one.result() for one in running]
+    values = np.concatenate([one.anomaly_score for one in found])
     if not np.isfinite(values).all():
         raise InputError("the anomaly score is not a finite number", [], "")
-    return np.array(starts), values, np.concatenate(nearest), sounds
+    return np.array(starts), values, np.concatenate([one.nearest for one in found]), sounds
 
 
 def _batches(items: Iterator[Window], size: int) -> Iterator[list[Window]]:
@@ -204,23 +215,34 @@ def _with_notes(row: Recording, notes: Sequence[str]) -> Recording:
     return Recording(**{**row.to_dict(), "notes": "; ".join(notes)})
 
 
+def one_threaded(workers: int) -> ThreadPoolExecutor:
+    """Threads whose tensor operations take one thread each."""
+    return ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+
+
 def score_all(
     system: System,
     paths: Sequence[Path],
     options: Options,
     done: Callable[[Scored], None] = lambda scored: None,
 ) -> list[Scored]:
-    """Score recordings in parallel threads, results in the order of `paths`; `done` is called in this order as they come."""
+    """Score recordings in parallel threads, results in the order of `paths`; `done` is called in this order as they come.
+
+    Threads that read recordings hand their windows to as many threads that score them, so that one long recording keeps
+    all of them busy too.
+    """
     results = []
-    with ThreadPoolExecutor(options.workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with one_threaded(options.workers) as passes, one_threaded(options.workers) as readers:
         waiting = iter(paths)
-        running: list[Future[Scored]] = [
-            pool.submit(score_recording, system, path, options)
+        running = deque(
+            readers.submit(score_recording, system, path, options, passes)
             for path in islice(waiting, 2 * options.workers)
-        ]
+        )
         while running:
-            scored = running.pop(0).result()
-            running += [pool.submit(score_recording, system, path, options) for path in islice(waiting, 1)]
+            scored = running.popleft().result()
+            running.extend(
+                readers.submit(score_recording, system, path, options, passes) for path in islice(waiting, 1)
+            )
             done(scored)
             results.append(scored)
     return results

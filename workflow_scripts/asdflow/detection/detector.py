@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import pandas as pd
 import torch
 from safetensors import SafetensorError
@@ -18,7 +20,11 @@ from asdflow.detection.threshold import DecisionThreshold, fit_threshold
 from asdflow.errors import InputError
 from asdflow.files import atomic_path, write_text
 
+log = logging.getLogger(__name__)
+
 FORMAT, VERSION = "asdflow-detector", 1
+LEAST_HELD_OUT = 8
+"""Fewest held-out clips that a threshold is fitted on (ours)."""
 WHOLE_MACHINE = ""
 """Section name of the unit that holds all of a machine's training clips, for sections without clips of their own."""
 
@@ -143,9 +149,21 @@ def fit_unit(
     backend = build_backend(settings["backend"], seed, device)
     backend.fit(embeddings, clips["domain"].fillna("").tolist())
     left_out = backend.leave_one_out().anomaly_score.double().numpy()
-    threshold = fit_threshold(left_out, settings.get("decision", {}))
+    threshold = fit_threshold(left_out[_representative(clips)], settings.get("decision", {}))
     unit = Unit(backend, threshold, clips["clip_id"].tolist(), clips["attributes"].fillna("{}").tolist())
     return unit, pd.DataFrame({"clip_id": unit.clip_ids, "anomaly_score": left_out})
+
+
+def _representative(clips: pd.DataFrame) -> np.ndarray:
+    """Which training clips' scores stand for new normal clips, bool [n]: those that tuning did not learn from, or all of them."""
+    everything = np.ones(len(clips), dtype=bool)
+    unlearnt = clips["unlearnt"].to_numpy(dtype=bool) if "unlearnt" in clips else ~everything
+    if 0 < unlearnt.sum() < LEAST_HELD_OUT:
+        log.warning(
+            "%s: %d clips held out of tuning are too few for a threshold of their own; it comes from all %d training clips",
+            clips["machine"].iloc[0], unlearnt.sum(), len(clips),
+        )  # fmt: skip
+    return unlearnt if unlearnt.sum() >= LEAST_HELD_OUT else everything
 
 
 def fit_detector(
@@ -160,7 +178,8 @@ def fit_detector(
 
     Parameters
     ----------
-    clips : normal training clips (clip_id, machine, section, domain, attributes), rows as in `embeddings` float32 [n, d].
+    clips : normal training clips (clip_id, machine, section, domain, attributes; `unlearnt` where tuning held some out),
+        rows as in `embeddings` float32 [n, d].
     settings : `backend` and `decision` of a system.
     sections : further (machine, section) pairs that are to be scored. Where a section has fewer than 3 training clips of
         its own, a unit of the whole machine stands in for it (ours).

@@ -14,6 +14,7 @@ from asdflow.detection.detector import Detector, fit_detector
 from asdflow.errors import InputError
 from asdflow.features.embeddings import read_embeddings
 from asdflow.files import atomic_path
+from asdflow.training.material import held_out_clips
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,8 @@ def score(
     ----------
     clips : clips.parquet of the data set.
     embeddings : embeddings.h5 with every training and test clip.
-    settings : `backend` and `decision` of the system.
+    settings : `backend` and `decision` of the system, and the share `held_out` of training clips that its tuning did not learn
+        from: where there are any, the threshold comes from these alone.
     seed : for what the back end draws at random.
     output : folder; `scores.parquet` holds the test clips (clip_id, anomaly_score, decision 0 or 1), `train_scores.parquet`
         the normal training clips, each left out (clip_id, anomaly_score).
@@ -45,6 +47,9 @@ def score(
     test = table[table["split"] == "test"]
     vectors = _vectors(embeddings, pd.concat([training, test]), training)
     n = len(training)
+    training = training.assign(
+        unlearnt=training["clip_id"].isin(held_out_clips(training, settings.get("held_out", 0.0)))
+    )
     sections = set(zip(test["machine"].astype(str), test["section"].astype(str), strict=True))
     detector, train_scores = fit_detector(training, vectors[:n], settings, seed, sections, device)
     scores = score_clips(detector, test, vectors[n:])

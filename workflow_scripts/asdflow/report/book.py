@@ -31,6 +31,7 @@ class Book:
     """The figures of the page by id, kept as JSON until a view shows them."""
 
     entries: dict[str, str] = field(default_factory=dict)
+    _names: dict[str, int] = field(default_factory=dict)
 
     def add(
         self, figure: go.Figure | None, alt: str, table: Table | None = None, name: str | None = None
@@ -44,6 +45,22 @@ class Book:
             entry["figure"] = picture
         self.entries[identity] = embed_json(entry)
         return identity
+
+    def name_number(self, name: str) -> int:
+        """The number under which the page keeps a name that figures show on hovering; each is kept once."""
+        return self._names.setdefault(name, len(self._names))
+
+    def names(self) -> str:
+        """The kept names in order, for the page."""
+        return embed_json(list(self._names))
+
+    def same(self, name: str, as_entry: str) -> None:
+        """Let `name` show what `as_entry` shows, kept once."""
+        self.entries[name] = embed_json({"same": as_entry})
+
+    def absent(self, sentence: str, name: str) -> None:
+        """Keep a sentence in the place of a figure or table that there is not."""
+        self.entries[name] = embed_json({"absent": sentence})
 
 
 def embed_json(value: Any) -> str:

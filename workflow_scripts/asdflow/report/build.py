@@ -50,6 +50,7 @@ def build_report(inputs: ReportInputs, output: Path, exports: Path | None = None
         groups=_navigation(pages),
         views=pages.views,
         entries={name: Markup(entry) for name, entry in pages.book.entries.items()},
+        names=Markup(pages.book.names()),
         style=Markup((HERE / "style.css").read_text(encoding="utf-8")),
         script=Markup((HERE / "templates" / "page.js").read_text(encoding="utf-8")),
         plotly=Markup(plotly_source()),

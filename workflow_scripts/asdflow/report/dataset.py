@@ -8,6 +8,7 @@ from urllib.parse import quote
 import pandas as pd
 
 from asdflow.report import evidence
+from asdflow.report.findings import Thresholds, read_thresholds
 from asdflow.report.inputs import DatasetFiles, ReportInputs, SystemFiles
 from asdflow.report.significance import compare_systems
 from asdflow.report.tables import read_metrics
@@ -22,6 +23,7 @@ class Dataset:
     metrics: pd.DataFrame | None
     official: pd.DataFrame | None
     scores: dict[str, dict[int, pd.DataFrame]]
+    thresholds: dict[str, dict[int, Thresholds]]
     significance: pd.DataFrame | None
     baseline: str | None
     featured: SystemFiles | None
@@ -76,7 +78,12 @@ def read_dataset(files: DatasetFiles, inputs: ReportInputs) -> Dataset:
             inputs.seed,
         )
     featured = _featured(files, official, inputs.featured)
-    return Dataset(files, clips, metrics, official, scores, significance, inputs.baseline, featured)
+    thresholds: dict[str, dict[int, Thresholds]] = {
+        s.name: {run.seed: read_thresholds(run.detector) for run in s.runs} for s in files.systems
+    }
+    return Dataset(
+        files, clips, metrics, official, scores, thresholds, significance, inputs.baseline, featured
+    )
 
 
 def _featured(files: DatasetFiles, official: pd.DataFrame | None, wanted: str | None) -> SystemFiles | None:

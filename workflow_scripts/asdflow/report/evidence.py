@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from sklearn.metrics import roc_curve
 from asdflow.detection.official import Comparison, compare
 from asdflow.features.embeddings import read_embeddings
 from asdflow.report.figures import CURVE_GRID
+from asdflow.report.findings import Thresholds
 from asdflow.report.inputs import RunFiles, SystemFiles
 from asdflow.report.tables import Table, number, text
 
@@ -80,8 +82,12 @@ def _curve(run: pd.DataFrame, domain: str | None) -> np.ndarray | None:
     )
 
 
-def threshold(scores: pd.DataFrame) -> float | None:
-    """The threshold that the decisions imply, midway between the two sides; None if there is none for all clips."""
+def threshold(scores: pd.DataFrame, known: Thresholds | None = None) -> float | None:
+    """The one threshold of these clips: as the detector has it, else midway between the decisions; None if there is no one."""
+    machines = set(scores["machine"]) if known else set()
+    limits = {limit for (machine, _), (limit, _) in (known or {}).items() if machine in machines}
+    if len(limits) == 1:
+        return limits.pop()
     below = scores.loc[scores["decision"] == 0, "anomaly_score"]
     above = scores.loc[scores["decision"] == 1, "anomaly_score"]
     if not len(below) or not len(above) or below.max() > above.min():
@@ -101,8 +107,8 @@ def histogram_table(scores: pd.DataFrame) -> Table:
     return Table("Anomaly scores", headers, rows, list(range(2, 8)))
 
 
-def confusion_table(scores: pd.DataFrame) -> Table | None:
-    """Decisions against conditions by domain; None without decisions."""
+def confusion_table(scores: pd.DataFrame, stated: float | None = None) -> Table | None:
+    """Decisions against conditions by domain, and the share of false alarms beside the stated one; None without decisions."""
     known = scores[scores["condition"].isin(["normal", "anomaly"]) & scores["decision"].notna()]
     if not len(known):
         return None
@@ -118,7 +124,8 @@ def confusion_table(scores: pd.DataFrame) -> Table | None:
         recall = hit / (hit + miss) if hit + miss else None
         f1 = 2 * hit / (2 * hit + alarm + miss) if hit + alarm + miss else None
         counts = [number(v, 0) for v in (hit, miss, alarm, quiet)]
-        rows.append([text(name), *counts, *(number(v, 3) for v in (precision, recall, f1))])
+        rate = alarm / (alarm + quiet) if alarm + quiet else None
+        rows.append([text(name), *counts, *(number(v, 3) for v in (precision, recall, f1, rate, stated))])
     headers = [
         "Domain",
         "Anomalies found",
@@ -128,8 +135,10 @@ def confusion_table(scores: pd.DataFrame) -> Table | None:
         "Precision",
         "Recall",
         "F1",
+        "False-alarm rate",
+        "Stated rate",
     ]
-    return Table("Decisions at the threshold", headers, rows, list(range(1, 8)))
+    return Table("Decisions at the threshold", headers, rows, list(range(1, 10)))
 
 
 def attribute_table(scores: pd.DataFrame) -> Table | None:
@@ -231,6 +240,14 @@ def read_history(path: Path, run: str) -> pd.DataFrame:
         parts.append(group.iloc[picked])
     thinned = pd.concat(parts, ignore_index=True) if parts else table
     return thinned.assign(run=run)
+
+
+def read_metric(path: Path | None) -> str:
+    """The distance in which a back end compares embeddings, `cosine` or `euclidean`; cosine where no detector.json tells."""
+    if path is None or not path.is_file():
+        return "cosine"
+    backend = json.loads(path.read_text(encoding="utf-8"))["settings"]["backend"]
+    return str(backend.get("metric", "cosine"))
 
 
 def first_run(system: SystemFiles) -> RunFiles | None:

@@ -99,7 +99,9 @@ def _machine(dataset: Dataset, machine: str, folder: Path) -> None:
         if len(known):
             _save(
                 _place(folder, "scores", dataset, machine),
-                figures.score_histogram(known, evidence.threshold(first)),
+                figures.score_histogram(
+                    known, evidence.threshold(first, dataset.thresholds[featured][min(runs[featured])])
+                ),
             )
 
 

@@ -67,6 +67,11 @@ def _f4(values: Any) -> np.ndarray:
     return np.asarray(values, dtype=np.float32)
 
 
+def _tenths(values: Any) -> list[float]:
+    """Places on a map, as fine as the eye can tell and no longer."""
+    return [round(float(value), 1) for value in values]
+
+
 def official_scores(official: pd.DataFrame, seeds: pd.DataFrame, intervals: pd.DataFrame | None) -> go.Figure:
     """Dot plot, best on top: mean with its interval, the seeds as faint dots.
 
@@ -225,18 +230,18 @@ def score_histogram(scores: pd.DataFrame, threshold: float | None) -> go.Figure:
 
 
 def embedding_map(points: pd.DataFrame, category: str) -> go.Figure:
-    """2-D map coloured by a category; `points`: x, y, clip_id and the category's column."""
+    """2-D map coloured by a category; `points`: x, y, number (of the clip's name in the page) and the category's column."""
     figure = _figure(400)
     names = points[category]
     unknown = points[names.isna()]
     if len(unknown):
-        figure.add_scatter(x=_f4(unknown["x"]), y=_f4(unknown["y"]), mode="markers", name="not known", hoverinfo="skip",
+        figure.add_scatter(x=_tenths(unknown["x"]), y=_tenths(unknown["y"]), mode="markers", name="not known", hoverinfo="skip",
                            marker={"color": FAINT, "size": 4, "opacity": 0.6})  # fmt: skip
     for index, name in enumerate(sorted(names.dropna().unique())):
         part = points[names == name]
         symbol = SYMBOLS[(index // len(PALETTE)) % len(SYMBOLS)]
         figure.add_scatter(
-            x=_f4(part["x"]), y=_f4(part["y"]), mode="markers", name=plain(name), text=[plain(c) for c in part["clip_id"]],
+            x=_tenths(part["x"]), y=_tenths(part["y"]), mode="markers", name=plain(name), meta={"names": part["number"].tolist()},
             marker={"color": colour(index), "symbol": symbol, "size": 6, "opacity": 0.78}, hovertemplate="%{text}",
         )  # fmt: skip
     hidden = {"showticklabels": False, "ticks": "", "zeroline": False, "showgrid": False, "showline": False}
@@ -319,6 +324,8 @@ def history(table: pd.DataFrame, metric: str) -> go.Figure:
     values = table["value"]
     if metric.startswith("loss") and (values > 0).all() and values.max() > 50 * values.min():
         figure.update_yaxes(type="log")
+    if metric in ("peak_memory_mb", "clips_per_second"):
+        figure.update_yaxes(rangemode="tozero")
     if metric == "learning_rate":
         figure.update_yaxes(exponentformat="e")
     return figure

@@ -15,6 +15,7 @@ class RunFiles:
     scores: Path
     history: Path | None = None
     embeddings: Path | None = None
+    detector: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,7 @@ def _system_files(
             scores=folder / f"seed_{seed}" / "scores.parquet",
             history=folder / f"seed_{seed}" / "history.parquet",
             embeddings=folder / f"seed_{seed}" / "embeddings.h5",
+            detector=folder / f"seed_{seed}" / "detector" / "detector.json",
         )
         for seed in seeds
     )

@@ -69,17 +69,20 @@ def choose_clips(scores: pd.DataFrame, mistakes: int) -> list[tuple[str, str]]:
 
 
 def nearest_normal(
-    clip_id: str, clips: pd.DataFrame, rows: Mapping[str, int], matrix: np.ndarray
+    clip_id: str, clips: pd.DataFrame, rows: Mapping[str, int], matrix: np.ndarray, metric: str = "cosine"
 ) -> tuple[str, float] | None:
-    """The normal training clip of the same machine with the smallest cosine distance, and the distance."""
+    """The normal training clip of the same machine with the smallest distance (cosine or euclidean), and the distance."""
     machine = clips.loc[clips["clip_id"] == clip_id, "machine"].iloc[0]
     usable = clips[(clips["machine"] == machine) & (clips["split"] == "train") & clips["clip_id"].isin(rows)]
     if clip_id not in rows or not len(usable):
         return None
     references = matrix[[rows[c] for c in usable["clip_id"]]]
     query = matrix[rows[clip_id]]
-    norms = np.linalg.norm(references, axis=1) * np.linalg.norm(query)
-    distances = 1 - references @ query / np.maximum(norms, 1e-12)
+    if metric == "euclidean":
+        distances = np.linalg.norm(references - query, axis=1)
+    else:
+        norms = np.linalg.norm(references, axis=1) * np.linalg.norm(query)
+        distances = 1 - references @ query / np.maximum(norms, 1e-12)
     best = int(np.argmin(distances))
     return str(usable["clip_id"].iloc[best]), float(distances[best])
 
@@ -144,7 +147,11 @@ class Gallery:
         self._left = self._share
 
     def examples(
-        self, scores: pd.DataFrame, embeddings: tuple[list[str], np.ndarray] | None, mistakes: int
+        self,
+        scores: pd.DataFrame,
+        embeddings: tuple[list[str], np.ndarray] | None,
+        mistakes: int,
+        metric: str = "cosine",
     ) -> list[Example]:
         """The clips of one machine, of one system and seed; `embeddings`: clip ids and matrix of the same run."""
         self._left = self._share
@@ -153,7 +160,7 @@ class Gallery:
         of_score = scores.set_index("clip_id")["anomaly_score"].to_dict()
         found = []
         for title, clip_id in choose_clips(scores, mistakes):
-            near = nearest_normal(clip_id, self._clips, rows, matrix)
+            near = nearest_normal(clip_id, self._clips, rows, matrix, metric)
             media = self._media([clip_id] + ([near[0]] if near else []))
             distance = near[1] if near else None
             found.append(Example(title, of_score[clip_id], media[0], media[1] if near else None, distance))

@@ -14,7 +14,9 @@ from asdflow.features.embeddings import read_embeddings
 from asdflow.report import evidence, figures
 from asdflow.report.book import Book, Choice, Panel, View, environment
 from asdflow.report.dataset import Dataset
-from asdflow.report.inputs import DatasetFiles, ReportInputs, SystemFiles
+from asdflow.report.findings import Thresholds, alarm_table, finding, stated_rate
+from asdflow.report.inputs import ReportInputs, SystemFiles
+from asdflow.report.maps import map_panel
 from asdflow.report.media import Gallery
 from asdflow.report.published import published_table
 from asdflow.report.tables import (
@@ -36,22 +38,16 @@ from asdflow.report.tables import (
 )
 
 log = logging.getLogger(__name__)
-MAP_CLIPS = 900
-COLOURINGS = {
-    "machine": "machine",
-    "section": "section",
-    "domain": "domain",
-    "attributes": "attribute_label",
-    "pseudo label": "label",
-    "condition": "condition",
-}
 UNITS = {
     "loss": "Loss",
+    "loss_frame": "Loss, frame part",
+    "loss_utterance": "Loss, utterance part",
     "learning_rate": "Learning rate",
     "similarity": "Cosine similarity, student and teacher",
     "clips_per_second": "Clips per second",
     "peak_memory_mb": "Peak memory (MB)",
     "target_variance": "Variance of the targets",
+    "prediction_variance": "Variance of the predictions",
 }
 
 
@@ -92,6 +88,7 @@ class Pages:
             "main": None,
             "dots": None,
             "heat": None,
+            "finding": "",
             "published": None,
             "latex": "",
             "markdown": "",
@@ -111,6 +108,7 @@ class Pages:
                 figures.official_scores(dataset.official, seeds, dataset.significance), alt
             )
             values |= {"main": main, "latex": as_latex(main), "markdown": as_markdown(main)}
+            values["finding"] = finding(dataset.official, dataset.significance, dataset.baseline)
         if dataset.metrics is not None:
             links = {m: "#" + dataset.key("machine", m) for m in dataset.machines}
             scores = machine_scores(dataset.metrics)
@@ -118,6 +116,7 @@ class Pages:
                 values["heat"] = heat_table(
                     scores, dataset.systems or sorted(scores["system"].unique()), links
                 )
+        values |= self._alarms(dataset)
         values["published"], values["published_note"] = published_table(
             dataset.files.published_set, dataset.machines
         )
@@ -126,6 +125,16 @@ class Pages:
         compared = [] if dataset.significance is None else list(dataset.significance["system"])
         values["baseline_known"] = dataset.baseline in compared
         return self._render("overview.html.j2", **values)
+
+    @staticmethod
+    def _alarms(dataset: Dataset) -> dict[str, Any]:
+        """The false alarms of the featured system's first seed, and which seed that is."""
+        run = evidence.first_run(dataset.featured) if dataset.featured else None
+        scores = dataset.scores.get(dataset.featured.name, {}) if dataset.featured else {}
+        if run is None or run.seed not in scores or not dataset.featured:
+            return {"alarms": None}
+        thresholds = dataset.thresholds[dataset.featured.name][run.seed]
+        return {"alarms": alarm_table(scores[run.seed], thresholds), "seed": run.seed}
 
     def _facts(self, dataset: Dataset) -> list[tuple[str, str]]:
         """Small facts under the title: how much of what was run, when, for how long."""
@@ -173,8 +182,9 @@ class Pages:
             there = run.embeddings is not None and run.embeddings.is_file()
             embedded = read_embeddings(run.embeddings) if there and run.embeddings else None
             mistakes = 2 if len(dataset.machines) <= 8 else 1
-            values["examples"] = gallery.examples(mine[featured][run.seed], embedded, mistakes)
-            values["seed"] = run.seed
+            metric = evidence.read_metric(run.detector)
+            values["examples"] = gallery.examples(mine[featured][run.seed], embedded, mistakes, metric)
+            values |= {"seed": run.seed, "distance": metric}
         return self._render("machine.html.j2", **values)
 
     def _roc(self, dataset: Dataset, machine: str, scores: dict[str, dict[int, pd.DataFrame]]) -> str | None:
@@ -207,23 +217,31 @@ class Pages:
         for i, system in enumerate(systems):
             for j, seed in enumerate(seeds):
                 if seed in scores[system]:
-                    self._score_slots(f"{i}-{j}", panel, scores[system][seed], f"{system}, seed {seed}")
+                    thresholds = dataset.thresholds[system].get(seed, {})
+                    self._score_slots(
+                        f"{i}-{j}", panel, scores[system][seed], f"{system}, seed {seed}", thresholds
+                    )
         return panel
 
-    def _score_slots(self, place: str, panel: Panel, scores: pd.DataFrame, who: str) -> None:
+    def _score_slots(
+        self, place: str, panel: Panel, scores: pd.DataFrame, who: str, thresholds: Thresholds
+    ) -> None:
         known = scores[scores["condition"].isin(["normal", "anomaly"])]
         if len(known):
             medians = known.groupby("condition")["anomaly_score"].median()
             said = ", ".join(f"{c} {v:.3g}" for c, v in medians.items())
-            figure = figures.score_histogram(known, evidence.threshold(scores))
+            figure = figures.score_histogram(known, evidence.threshold(scores, thresholds))
             self.book.add(figure, f"Histograms of anomaly scores of {who}; medians: {said}", evidence.histogram_table(known),
                           f"{panel.id}/histogram/{place}")  # fmt: skip
-        for slot, table in (
-            ("confusion", evidence.confusion_table(scores)),
-            ("attributes", evidence.attribute_table(scores)),
-        ):
+        stated = stated_rate(thresholds, str(scores["machine"].iloc[0]))
+        for slot, table, otherwise in (
+            ("confusion", evidence.confusion_table(scores, stated), "There are no decisions, or no known conditions."),
+            ("attributes", evidence.attribute_table(scores), "The attributes of these test clips are hidden or not known."),
+        ):  # fmt: skip
             if table is not None:
                 self.book.add(None, table.caption, table, f"{panel.id}/{slot}/{place}")
+            else:
+                self.book.absent(otherwise, f"{panel.id}/{slot}/{place}")
 
     def _representation(self, dataset: Dataset) -> str:
         clustering = {
@@ -241,7 +259,9 @@ class Pages:
         return self._render(
             "representation.html.j2",
             dataset=dataset,
-            maps=self._maps(dataset, labels) if dataset.clips is not None and dataset.featured else None,
+            maps=map_panel(dataset, labels, self.book, self._panel, self.inputs.seed)
+            if dataset.clips is not None
+            else None,
             agreement=agreement_table(dataset.metrics) if dataset.metrics is not None else None,
             clusters=self._clusters(clustering),
             labels=_label_table(labels) if labels is not None else None,
@@ -255,60 +275,6 @@ class Pages:
         featured = dataset.featured.name if dataset.featured else None
         known.sort(key=lambda s: (s.name not in clustering, s.name != featured))
         return known[0] if known else None
-
-    def _maps(self, dataset: Dataset, labels: pd.DataFrame | None) -> Panel | None:
-        """Maps before and after fine-tuning, side by side, by machine and colouring."""
-        assert dataset.clips is not None and dataset.featured is not None
-        stages = self._stages(dataset.featured, dataset.files)
-        points = {
-            stage: evidence.embedding_points(path, dataset.clips, labels, MAP_CLIPS, self.inputs.seed)
-            for stage, (_, path) in stages.items()
-        }
-        if not any(p is not None for p in points.values()):
-            return None
-        machines = ["all machines", *dataset.machines]
-        choices = [Choice("Colour", list(COLOURINGS)), Choice("Machine", machines)]
-        panel = self._panel(choices, {stage: heading for stage, (heading, _) in stages.items()})
-        for stage, table in points.items():
-            if table is not None:
-                self._map_slots(panel, stage, table, machines)
-        return panel
-
-    @staticmethod
-    def _stages(system: SystemFiles, files: DatasetFiles) -> dict[str, tuple[str, Path]]:
-        """Stage -> (heading, embeddings) of those embeddings of a system that are on disk, in the order of their making."""
-        run = evidence.first_run(system)
-        found = {
-            "unadapted": ("Before pre-training", files.embeddings.get(system.unadapted or "")),
-            "encoder": (
-                "After pre-training" if system.unadapted else "Encoder",
-                files.embeddings.get(system.encoder or ""),
-            ),
-            "tuned": (f"Fine-tuned, seed {run.seed if run else ''}", run.embeddings if run else None),
-        }
-        return {
-            stage: (heading, path)
-            for stage, (heading, path) in found.items()
-            if path is not None and path.is_file()
-        }
-
-    def _map_slots(self, panel: Panel, stage: str, points: pd.DataFrame, machines: list[str]) -> None:
-        for i, (name, column) in enumerate(COLOURINGS.items()):
-            for j, machine in enumerate(machines):
-                part = points if j == 0 else points[points["machine"] == machine]
-                if not len(part) or not part[column].notna().any():
-                    continue
-                if part[column].nunique() > figures.MOST_CATEGORIES:
-                    continue
-                counts = part[column].fillna("not known").value_counts().sort_index()
-                table = Table(
-                    f"Clips on the map by {name}",
-                    [name, "Clips"],
-                    [[text(k), number(v, 0)] for k, v in counts.items()],
-                    [1],
-                )
-                alt = f"t-SNE map of {len(part)} embeddings ({stage}), coloured by {name}, {machine}: {len(counts)} groups"
-                self.book.add(figures.embedding_map(part, column), alt, table, f"{panel.id}/{stage}/{i}-{j}")
 
     def _clusters(self, clustering: Mapping[str, Mapping[str, dict[str, Any]]]) -> Panel | None:
         groups = {

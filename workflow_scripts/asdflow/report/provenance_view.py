@@ -32,7 +32,7 @@ def provenance_view(provenance: dict[str, Any], rule_graph: Path | None, book: B
         command=provenance.get("command"),
         git=provenance.get("git"),
         configuration=_yaml(provenance.get("configuration")),
-        seeds=_yaml(provenance.get("seeds")),
+        seeds=", ".join(map(str, provenance.get("seeds") or [])),
         versions=_pairs("Versions", "Package", "Version", provenance.get("versions")),
         hardware=_pairs("Hardware", "Part", "Found", provenance.get("hardware")),
         checksums=_pairs("Checksums of the data", "File", "SHA-256", provenance.get("checksums")),

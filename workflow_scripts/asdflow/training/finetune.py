@@ -67,7 +67,7 @@ def finetune(
     """
     chosen = pick_device(device)
     tuning = settings["tuning"]
-    material = TrainingMaterial(sources, labels, clips, tuning["balance"], seed)
+    material = TrainingMaterial(sources, labels, clips, tuning["balance"], seed, tuning.get("held_out", 0.0))
     own_clips = {material.scored: sources[material.scored]}
     if tuning["method"] == "autoencoder":
         baseline, rows = train_autoencoders(settings, material, seed, checkpoint_dir, chosen)

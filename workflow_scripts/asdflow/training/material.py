@@ -38,12 +38,20 @@ class TrainingMaterial:
     labels : labels.parquet. clips : clips.parquet of the scored data set.
     balance : what a batch holds equal shares of: none, machine, machine_domain or label.
 
+    held_out : share of the scored data set's training clips that nothing is learnt from (`held_out_clips`).
+
     Clips of additional data sets that equal a clip of the scored one (same content hash) are left out, so that nothing
     is learnt from a copy of a test clip. `table` has a row per clip learnt from; `classes` and `machines` are names.
     """
 
     def __init__(
-        self, sources: Mapping[str, Sequence[Path]], labels: Path, clips: Path, balance: str, seed: int
+        self,
+        sources: Mapping[str, Sequence[Path]],
+        labels: Path,
+        clips: Path,
+        balance: str,
+        seed: int,
+        held_out: float = 0.0,
     ) -> None:
         self.store = FeatureStore(sources)
         self.scored = next(iter(sources))
@@ -55,6 +63,8 @@ class TrainingMaterial:
         supplemental = clips_table.loc[clips_table["split"] == "supplemental", "clip_id"]
         own = table["dataset"] == self.scored
         table = table.assign(supplemental=own & table["clip_id"].isin(supplemental))
+        unlearnt = held_out_clips(table[own & ~table["supplemental"]], held_out)
+        table = table[~(own & table["clip_id"].isin(unlearnt))]
         self.classes = sorted(set(table["label_name"]))
         self.machines = sorted(set(table["machine"]))
         number = {name: k for k, name in enumerate(self.classes)}
@@ -130,6 +140,19 @@ class TrainingMaterial:
     def _crop(self, item: int, frames: int, rng: np.random.Generator) -> np.ndarray:
         """A random crop of a clip: float16 [frames, bins]."""
         return crop(self.store.frames(item), frames, float(rng.random()), self.spectrum_rows)
+
+
+def held_out_clips(clips: pd.DataFrame, share: float) -> set[str]:
+    """Which training clips (clip_id, machine, domain) fine-tuning leaves to the decision threshold.
+
+    The share, rounded down, of each machine's and domain's clips, chosen by a digest of their names: the same clips for every
+    seed, and for whoever asks with the same clips.
+    """
+    chosen: set[str] = set()
+    for _, group in clips.groupby(["machine", clips["domain"].fillna("")]):
+        ranked = sorted(group["clip_id"], key=lambda name: hashlib.sha256(name.encode()).digest())
+        chosen.update(ranked[: int(share * len(ranked) + 1e-9)])
+    return chosen
 
 
 def crop(clip: np.ndarray, frames: int, position: float, spectrum_rows: int = 0) -> np.ndarray:

@@ -40,15 +40,20 @@
   const entries = new Map();
   function entryOf(id) {
     if (!entries.has(id)) {
-      const source = document.getElementById(id);
-      entries.set(id, source ? source.textContent : null);
+      const source = document.getElementById(id), text = source ? source.textContent : null;
+      const other = text && text.startsWith('{"same":') ? JSON.parse(text).same : null;
+      entries.set(id, other ? entryOf(other) : text);
     }
     return entries.get(id);
   }
 
+  let kept = null;
+  const names = () => (kept = kept || JSON.parse(document.getElementById("names").textContent));
+
   function themed(text, dark, narrow, width) {
     const picture = JSON.parse(dark ? text.replace(/#[0-9a-f]{6}/g, (c) => DARK[c] || c) : text).figure;
     const layout = picture.layout;
+    for (const trace of picture.data) if (trace.meta && trace.meta.names) trace.text = trace.meta.names.map((n) => names()[n]);
     const ink = dark ? "#d5d9df" : "#33383f", grid = dark ? "#2c323a" : "#e8eaed", line = dark ? "#5a626d" : "#aab1bb";
     if (narrow && layout.meta && layout.meta.stack) stack(layout);
     layout.paper_bgcolor = layout.plot_bgcolor = "rgba(0,0,0,0)";
@@ -85,6 +90,7 @@
     const text = id ? entryOf(id) : null;
     if (!text) { figure.append(element("p", "absent", "Absent for this choice.")); return; }
     const entry = JSON.parse(text);
+    if (entry.absent) { figure.append(element("p", "absent", entry.absent)); return; }
     if (entry.figure) {
       const area = element("div", "plot-area");
       area.setAttribute("role", "img");
@@ -175,6 +181,7 @@
       panel.addEventListener("change", () => choose(panel));
     });
     view.querySelectorAll("button[data-save]").forEach((b) => b.addEventListener("click", () => saveTable(b)));
+    view.querySelectorAll("button[data-save-text]").forEach((b) => b.addEventListener("click", () => save(b.dataset.saveText, b.closest("section").querySelector("pre[data-text]").textContent, "text/plain")));
     view.querySelectorAll("audio").forEach(follow);
     view.querySelectorAll("figure.plot").forEach((f) => watcher.observe(f));
   }
