@@ -146,13 +146,13 @@ def test_no_arrow_of_the_rule_graph_runs_through_a_box():
     edges = [("a", "b"), ("b", "c"), ("c", "d"), ("a", "e"), ("e", "d"), ("x", "b"), ("f", "d"), ("d", "<g>")]
     root = ElementTree.fromstring(draw(edges))
     shapes = {kind: root.findall(f".//{{*}}{kind}") for kind in ("rect", "text", "path")}
-    assert sorted(text.text for text in shapes["text"]) == ["<g>", "a", "b", "c", "d", "e", "f", "x"]
-    boxes = [tuple(float(rect.get(k)) for k in ("x", "y", "width", "height")) for rect in shapes["rect"]]
+    assert sorted(str(text.text) for text in shapes["text"]) == ["<g>", "a", "b", "c", "d", "e", "f", "x"]
+    boxes = [tuple(float(rect.get(k, "")) for k in ("x", "y", "width", "height")) for rect in shapes["rect"]]
     for one in range(len(boxes)):
         for other in range(one):
             (x, y, w, h), (u, v, _, _) = boxes[one], boxes[other]
             assert abs(x - u) >= w or abs(y - v) >= h
-    lines = [path.get("d") for path in shapes["path"] if path.get("class") == "edge"]
+    lines = [path.get("d", "") for path in shapes["path"] if path.get("class") == "edge"]
     assert len(lines) == 8
     for line in lines:
         for part in line.split("V")[
