@@ -38,7 +38,7 @@ rule data:
 
 rule submissions:
     input:
-        [path for name in RUN["datasets"] for path in runs_of(name, "submission")],
+        [path for name in RUN["datasets"] for path in runs_of(name, "submission", SCORED)],
 
 
 rule models:

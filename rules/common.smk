@@ -308,7 +308,33 @@ def training_datasets(dataset: str, system: str) -> list[str]:
     ]
 
 
+LABELLED_KEYS = ("encoder", "labels", "extra_datasets")
 TUNED_KEYS = ("tuning", "objective", "augmentation", "pooling")
+
+
+def first_alike(system: str, keys) -> str:
+    """The first system of the run that agrees with this one in these parts: a stage that reads no others runs for that one only."""
+    own = [system_entry(system)[key] for key in keys]
+    return next(
+        other
+        for other in (*RUN["systems"], system)
+        if [system_entry(other)[key] for key in keys] == own
+    )
+
+
+def labels_folder(dataset: str, system: str) -> str:
+    """Where a system's labels lie: systems with the same labels of the same encoder share them."""
+    return f"{RESULTS}/{dataset}/{first_alike(system, LABELLED_KEYS)}"
+
+
+def tuned_folder(dataset: str, system: str, seed) -> str:
+    """Where a system's tuned model and embeddings lie: systems that differ in their back end only share them.
+
+    An encoder that is not tuned gives the same embeddings with every seed, so they are made for the first seed only.
+    """
+    owner = first_alike(system, (*LABELLED_KEYS, *TUNED_KEYS))
+    trained = system_entry(system)["tuning"]["method"] != "none"
+    return f"{RESULTS}/{dataset}/{owner}/seed_{seed if trained else RUN['seeds'][0]}"
 
 
 def clusters_embeddings(system: str) -> bool:
@@ -334,7 +360,7 @@ def finetuning_inputs(wildcards) -> dict:
     encoder = system_entry(system)["encoder"]
     return {
         "clips": clips_of(dataset),
-        "labels": f"{RESULTS}/{dataset}/{system}/labels.parquet",
+        "labels": f"{labels_folder(dataset, system)}/labels.parquet",
         "features": [
             path
             for name in training_datasets(dataset, system)
@@ -359,27 +385,51 @@ def judged_labels(dataset: str, suffix: str = "") -> dict[str, str]:
             if system_entry(system)["encoder"] in PRETRAINED
         ]
     return {
-        system: f"{RESULTS}/{dataset}/{system}/labels{suffix}.parquet"
+        system: f"{labels_folder(dataset, system)}/labels{suffix}.parquet"
         for system in systems
     }
 
 
-def runs_of(dataset: str, file: str) -> list[str]:
+SCORED = [*RUN["systems"], *config["ensembles"]]
+"""What has scores: the systems of the run, and ensembles of them."""
+
+
+def runs_of(dataset: str, file: str, systems=None) -> list[str]:
     """One file of every system and seed of a data set."""
     return expand(
         f"{RESULTS}/{dataset}/{{system}}/seed_{{seed}}/{file}",
-        system=RUN["systems"],
+        system=RUN["systems"] if systems is None else systems,
         seed=RUN["seeds"],
     )
 
 
+def tuned_files(dataset: str, file: str) -> list[str]:
+    """One file of every tuned model of a data set."""
+    folders = {
+        tuned_folder(dataset, system, seed)
+        for system in RUN["systems"]
+        for seed in RUN["seeds"]
+    }
+    return [f"{folder}/{file}" for folder in sorted(folders)]
+
+
+def member_files(wildcards, file: str) -> list[str]:
+    """One file of every member of an ensemble."""
+    members = config["ensembles"][wildcards.ensemble]["systems"]
+    return [
+        f"{RESULTS}/{wildcards.dataset}/{member}/seed_{wildcards.seed}/{file}"
+        for member in members
+    ]
+
+
 def reference_systems() -> list[str]:
-    """Systems that the others are compared with: the frozen ones and the chosen baseline."""
+    """Systems that the others are compared with: those that tune no encoder, the best baseline among them, and the chosen one."""
     baseline = RUN["baseline"] or RUN["systems"][-1]
     return [
         system
         for system in RUN["systems"]
-        if system.startswith("frozen") or system == baseline
+        if system_entry(system)["tuning"]["method"] in ("none", "autoencoder")
+        or system == baseline
     ]
 
 
@@ -411,10 +461,9 @@ def detection_inputs(wildcards) -> dict:
 
 def label_files(dataset: str) -> list[str]:
     """Labels and clusters of every system."""
+    folders = sorted({labels_folder(dataset, system) for system in RUN["systems"]})
     return expand(
-        f"{RESULTS}/{dataset}/{{system}}/{{file}}",
-        system=RUN["systems"],
-        file=("labels.parquet", "clusters.npz"),
+        "{folder}/{file}", folder=folders, file=("labels.parquet", "clusters.npz")
     )
 
 
@@ -436,16 +485,34 @@ def shown_embeddings(dataset: str) -> list[str]:
     }
     return [
         f"{RESULTS}/{dataset}/embeddings/{encoder}.h5" for encoder in sorted(before)
-    ] + runs_of(dataset, "embeddings.h5")
+    ] + tuned_files(dataset, "embeddings.h5")
 
 
 def report_config() -> dict:
     """What the report shows of the configuration; where files lie and on what device they were made is no part of it."""
     return stage_config(
         configuration={
-            key: config[key] for key in ("run", "datasets", "encoders", "systems")
+            key: config[key]
+            for key in (
+                "run",
+                "datasets",
+                "encoders",
+                "systems",
+                "ensembles",
+                "ablations",
+            )
         },
         unadapted=shown_encoders(),
+        folders={
+            system: {
+                "labels": labels_folder("", system).rsplit("/", 1)[1],
+                "tuned": {
+                    str(seed): "/".join(tuned_folder("", system, seed).rsplit("/", 2)[1:])
+                    for seed in RUN["seeds"]
+                },
+            }
+            for system in RUN["systems"]
+        },
     )
 
 

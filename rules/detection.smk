@@ -4,8 +4,12 @@
 rule export:
     input:
         clips=lambda wildcards: clips_of(wildcards.dataset),
-        model=f"{RESULTS}/{{dataset}}/{{system}}/seed_{{seed}}/model.safetensors",
-        config=f"{RESULTS}/{{dataset}}/{{system}}/seed_{{seed}}/model.json",
+        model=lambda wildcards: (
+            f"{tuned_folder(wildcards.dataset, wildcards.system, wildcards.seed)}/model.safetensors"
+        ),
+        config=lambda wildcards: (
+            f"{tuned_folder(wildcards.dataset, wildcards.system, wildcards.seed)}/model.json"
+        ),
         detector=f"{RESULTS}/{{dataset}}/{{system}}/seed_{{seed}}/detector",
         encoder=lambda wildcards: encoder_files(
             system_entry(wildcards.system)["encoder"]

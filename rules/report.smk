@@ -9,12 +9,12 @@ rule report:
         scores=[
             path
             for name in RUN["datasets"]
-            for path in runs_of(name, "scores.parquet")
+            for path in runs_of(name, "scores.parquet", SCORED)
         ],
         histories=[
             path
             for name in RUN["datasets"]
-            for path in runs_of(name, "history.parquet")
+            for path in tuned_files(name, "history.parquet")
         ],
         labels=[path for name in RUN["datasets"] for path in label_files(name)],
         embeddings=[path for name in RUN["datasets"] for path in shown_embeddings(name)],

@@ -4,7 +4,9 @@
 rule score:
     input:
         clips=lambda wildcards: clips_of(wildcards.dataset),
-        embeddings=f"{RESULTS}/{{dataset}}/{{system}}/seed_{{seed}}/embeddings.h5",
+        embeddings=lambda wildcards: (
+            f"{tuned_folder(wildcards.dataset, wildcards.system, wildcards.seed)}/embeddings.h5"
+        ),
     output:
         scores=f"{RESULTS}/{{dataset}}/{{system}}/seed_{{seed}}/scores.parquet",
         train_scores=f"{RESULTS}/{{dataset}}/{{system}}/seed_{{seed}}/train_scores.parquet",
@@ -30,10 +32,40 @@ rule score:
         "../workflow_scripts/score.py"
 
 
+rule ensemble:
+    input:
+        clips=lambda wildcards: clips_of(wildcards.dataset),
+        scores=lambda wildcards: member_files(wildcards, "scores.parquet"),
+        train_scores=lambda wildcards: member_files(wildcards, "train_scores.parquet"),
+    output:
+        scores=f"{RESULTS}/{{dataset}}/{{ensemble}}/seed_{{seed}}/scores.parquet",
+        train_scores=f"{RESULTS}/{{dataset}}/{{ensemble}}/seed_{{seed}}/train_scores.parquet",
+    log:
+        f"{LOGS}/ensemble/{{dataset}}/{{ensemble}}/seed_{{seed}}.log",
+    benchmark:
+        f"{BENCHMARKS}/ensemble/{{dataset}}/{{ensemble}}/seed_{{seed}}.tsv"
+    wildcard_constraints:
+        ensemble=any_of(config["ensembles"]),
+    conda:
+        "../envs/asdflow.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        cfg=lambda wildcards: stage_config(
+            members=config["ensembles"][wildcards.ensemble]["systems"],
+            decision=config["ensembles"][wildcards.ensemble]["decision"],
+        ),
+        code=code_digest("ensemble.py"),
+    script:
+        "../workflow_scripts/ensemble.py"
+
+
 rule evaluate:
     input:
         clips=lambda wildcards: clips_of(wildcards.dataset),
-        scores=lambda wildcards: runs_of(wildcards.dataset, "scores.parquet"),
+        scores=lambda wildcards: runs_of(wildcards.dataset, "scores.parquet", SCORED),
         hidden_attributes=lambda wildcards: hidden_attributes_of(wildcards.dataset),
         labels=lambda wildcards: list(judged_labels(wildcards.dataset).values()),
         unadapted_labels=lambda wildcards: list(
@@ -57,9 +89,7 @@ rule evaluate:
     params:
         cfg=lambda wildcards: stage_config(
             year=config["datasets"][wildcards.dataset]["rules_of"],
-            runs=[
-                [system, seed] for system in RUN["systems"] for seed in RUN["seeds"]
-            ],
+            runs=[[system, seed] for system in SCORED for seed in RUN["seeds"]],
             references=reference_systems(),
             labelled=list(judged_labels(wildcards.dataset)),
             labelled_unadapted=list(judged_labels(wildcards.dataset, "_unadapted")),
@@ -81,6 +111,8 @@ rule submit:
         f"{LOGS}/submit/{{dataset}}/{{system}}/seed_{{seed}}.log",
     benchmark:
         f"{BENCHMARKS}/submit/{{dataset}}/{{system}}/seed_{{seed}}.tsv"
+    wildcard_constraints:
+        system=any_of(SCORED),
     conda:
         "../envs/asdflow.yaml"
     threads: 1
@@ -90,7 +122,8 @@ rule submit:
     params:
         cfg=lambda wildcards: stage_config(
             year=config["datasets"][wildcards.dataset]["rules_of"],
-            description=system_entry(wildcards.system),
+            description=config["ensembles"].get(wildcards.system)
+            or system_entry(wildcards.system),
         ),
         code=code_digest("submit.py"),
     script:

@@ -79,9 +79,9 @@ def test_a_covariance_is_centred_per_batch_and_divided_by_windows():
 
 
 def test_clips_that_are_too_short_and_unknown_machines_are_refused():
-    model = AutoencoderModel(["fan"], "mse", torch.device("cpu"), 0)
+    model = AutoencoderModel(["fan"], torch.device("cpu"), 0)
     clip = np.zeros((8, STFT.bins), np.float16)
-    assert model.embed([clip], ["fan"]).shape == (1, 1)
+    assert model.embed([clip], ["fan"]).shape == (1, 2)
     with pytest.raises(InputError) as caught:
         model.embed([clip], ["valve"])
     assert caught.value.problems == ["valve"]

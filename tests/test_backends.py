@@ -27,7 +27,7 @@ def clips(
     settings: dict[str, Any], n: int = 40, target: int = 8, seed: int = 0
 ) -> tuple[torch.Tensor, list[str]]:
     generator = torch.Generator().manual_seed(seed)
-    vectors = torch.randn(n, 1 if settings.get("name") == "value" else 6, generator=generator).abs() + 0.1
+    vectors = torch.randn(n, 2 if settings.get("name") == "value" else 6, generator=generator).abs() + 0.1
     vectors[-target:] += 1.0
     return vectors, ["source"] * (n - target) + ["target"] * target
 
@@ -151,7 +151,11 @@ def test_every_back_end_keeps_its_scores_through_its_tensors(settings: dict[str,
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: "-".join(f"{v}" for v in s.values()))
 def test_every_back_end_ranks_a_far_clip_above_the_training_clips(settings: dict[str, Any]) -> None:
     backend, vectors = fitted(settings)
-    far = torch.full((1, vectors.shape[1]), -9.0) if settings["name"] != "value" else torch.tensor([[99.0]])
+    far = (
+        torch.full((1, vectors.shape[1]), -9.0)
+        if settings["name"] != "value"
+        else torch.tensor([[99.0, 99.0]])
+    )
     far[:, ::2] *= -1 if settings["name"] != "value" else 1
     assert backend.score(far).anomaly_score.item() > backend.leave_one_out().anomaly_score.median().item()
 

@@ -13,6 +13,8 @@ from tests.workflow import planned, snakemake
 
 SMOKE = REPOSITORY / "configs" / "smoke.yaml"
 SYSTEMS = ["attribute_aware", "frozen", "logmel_knn"]
+SWITCHED = ["backend_k-means", "backend_knn"]
+SCORED = sorted([*SYSTEMS, *SWITCHED, "both"])
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +38,7 @@ def test_the_report_is_one_page_without_external_references(finished):
 
 def test_official_scores_have_every_system_with_mean_deviation_and_number_of_seeds(finished):
     table = pd.read_csv(results(finished) / "demo" / "official_scores.csv").set_index("system")
-    assert sorted(table.index) == SYSTEMS
+    assert sorted(table.index) == SCORED
     assert (table["n"] == 2).all()
     assert table["mean"].between(0, 100).all()
     assert table["std"].notna().all()
@@ -46,7 +48,7 @@ def test_metrics_have_both_aucs_and_pauc_for_every_machine(finished):
     table = pd.read_csv(results(finished) / "demo" / "metrics.csv", dtype={"section": str})
     for metric in ("auc_source", "auc_target", "pauc"):
         rows = table[(table.metric == metric) & table.machine.notna()]
-        assert len(rows) == 6 * len(SYSTEMS) * 2
+        assert len(rows) == 6 * len(SCORED) * 2
         assert rows["value"].between(0, 1).all()
 
 
@@ -60,11 +62,54 @@ def test_agreement_with_hidden_attributes_is_measured_with_and_without_pre_train
 def test_every_test_clip_has_one_score_and_a_decision(finished):
     clips = pd.read_parquet(results(finished) / "demo" / "clips.parquet")
     expected = set(clips.loc[clips.split == "test", "clip_id"])
-    for system in SYSTEMS:
+    for system in SCORED:
         scores = pd.read_parquet(results(finished) / "demo" / system / "seed_0" / "scores.parquet")
         assert set(scores.clip_id) == expected and len(scores) == len(expected)
         assert np.isfinite(scores.anomaly_score).all()
         assert set(scores.decision) <= {0, 1}
+
+
+def test_an_ensemble_is_the_mean_of_its_members_standardised_scores(finished):
+    folder = results(finished) / "demo"
+    means = []
+    for member in ("attribute_aware", "logmel_knn"):
+        test, train = (
+            pd.read_parquet(folder / member / "seed_1" / f"{name}.parquet").set_index("clip_id")[
+                "anomaly_score"
+            ]
+            for name in ("scores", "train_scores")
+        )
+        own = {name: part for name, part in train.groupby(train.index.str.split("/").str[0])}
+        machine = test.index.str.split("/").str[0]
+        centre = machine.map({name: part.mean() for name, part in own.items()})
+        spread = machine.map({name: part.std(ddof=0) for name, part in own.items()})
+        means.append((test - centre) / spread)
+    found = pd.read_parquet(folder / "both" / "seed_1" / "scores.parquet").set_index("clip_id")
+    expected = (means[0] + means[1]) / 2
+    np.testing.assert_allclose(found.loc[expected.index, "anomaly_score"], expected, rtol=1e-9)
+
+
+def test_systems_that_differ_in_their_back_end_share_one_training(finished):
+    folder = results(finished) / "demo"
+    trained = {path.parts[-3:-1] for path in folder.glob("*/seed_*/model.safetensors")}
+    assert trained == {
+        ("attribute_aware", "seed_0"), ("attribute_aware", "seed_1"), ("frozen", "seed_0"), ("logmel_knn", "seed_0"),
+    }  # fmt: skip
+    same, other = (
+        pd.read_parquet(folder / system / "seed_1" / "scores.parquet")["anomaly_score"]
+        for system in ("backend_knn", "backend_k-means")
+    )
+    base = pd.read_parquet(folder / "attribute_aware" / "seed_1" / "scores.parquet")["anomaly_score"]
+    assert same.equals(base) and not other.equals(base)
+
+
+def test_the_report_has_the_table_of_switched_parts(finished):
+    table = pd.read_csv(results(finished) / "report" / "tables" / "demo" / "ablation backend.csv")
+    assert table["Back end"].tolist() == ["knn", "k-means"]
+    official = pd.read_csv(results(finished) / "demo" / "official_scores.csv").set_index("system")
+    assert (
+        table["Official score"].tolist() == official.loc[["backend_knn", "backend_k-means"], "mean"].tolist()
+    )
 
 
 def test_clips_that_sound_the_same_are_listed(finished):
@@ -88,7 +133,7 @@ def test_the_same_seed_gives_the_same_bytes(finished, tmp_path):
     again = tmp_path / "again"
     shutil.copytree(finished, again)
     first = {path: path.read_bytes() for path in sorted(results(again).glob("demo/*/seed_*/scores.parquet"))}
-    assert len(first) == 6
+    assert len(first) == 2 * len(SCORED)
     done = snakemake(again, "--forcerun", "pretrain", "--until", "score", overlays=[SMOKE])
     assert done.returncode == 0, done.stdout[-4000:]
     assert "rule pretrain" in done.stdout
@@ -166,4 +211,4 @@ def test_own_recordings_go_through_the_whole_chain(finished, tmp_path):
     done = snakemake(finished, overlays=[SMOKE, folder_overlay(tmp_path, recordings)])
     assert done.returncode == 0, done.stdout[-4000:]
     table = pd.read_csv(results(finished) / "own" / "official_scores.csv")
-    assert sorted(table.system) == SYSTEMS
+    assert sorted(table.system) == SCORED

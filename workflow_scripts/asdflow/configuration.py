@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import jsonschema
 import yaml
 
+from asdflow.ablations import every_row, row_entries, table_problems
 from asdflow.errors import InputError
 
 PARTS = ("datasets", "encoders", "systems")
@@ -36,7 +38,10 @@ def load_configuration(config: Mapping[str, Any], root: Path) -> dict[str, Any]:
     problems: list[str] = []
     resolved = complete(dict(config), schema, "config", problems, schema)
     if not problems:
+        _add_ablations(resolved, problems)
+    if not problems:
         _resolve_parts(resolved, root, schema, problems)
+        problems += _ensemble_problems(resolved)
     if problems:
         raise InputError(
             "The configuration is not valid:",
@@ -77,6 +82,35 @@ def _resolve_parts(config: dict[str, Any], root: Path, schema: dict[str, Any], p
         if not problems:
             queue += _references(kind, part)
     config.update({kind: dict(sorted(parts.items())) for kind, parts in found.items()})
+
+
+def _add_ablations(config: dict[str, Any], problems: list[str]) -> None:
+    """Make every row of every ablation table a system of the run."""
+    for name, table in config["ablations"].items():
+        wrong = table_problems(name, table)
+        problems += wrong
+        if wrong:
+            continue
+        table["rows"] = every_row(table)
+        empty: dict[str, Any] = {}
+        for system, entries in row_entries(name, table).items():
+            given = config["systems"].get(system, {})
+            config["systems"][system] = functools.reduce(merge, [*entries, given], empty)
+            if system not in config["run"]["systems"]:
+                config["run"]["systems"].append(system)
+
+
+def _ensemble_problems(config: Mapping[str, Any]) -> list[str]:
+    """Ensembles of systems that the run has not, or with the name of one."""
+    problems = [
+        f"ensembles.{name}: is also the name of a system"
+        for name in config["ensembles"]
+        if name in config["systems"]
+    ]
+    for name, entry in config["ensembles"].items():
+        missing = [system for system in entry["systems"] if system not in config["run"]["systems"]]
+        problems += [f"ensembles.{name}.systems: '{system}' is not in run.systems" for system in missing]
+    return problems
 
 
 def _references(kind: str, part: dict[str, Any]) -> list[tuple[str, str]]:
@@ -127,11 +161,19 @@ def _named_part(
 
 
 def merge(base: dict[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
-    """`overlay` laid over `base`, mappings merged key by key, everything else replaced."""
+    """`overlay` laid over `base`, mappings merged key by key, everything else replaced.
+
+    A mapping with another `name` (a back end, an architecture) is another thing and replaces the whole.
+    """
     result = copy.deepcopy(base)
     for key, value in overlay.items():
-        if isinstance(value, Mapping) and isinstance(result.get(key), dict):
-            result[key] = merge(result[key], value)
+        below = result.get(key)
+        if (
+            isinstance(value, Mapping)
+            and isinstance(below, dict)
+            and value.get("name", below.get("name")) == below.get("name")
+        ):
+            result[key] = merge(below, value)
         else:
             result[key] = copy.deepcopy(value)
     return result

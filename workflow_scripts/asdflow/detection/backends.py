@@ -28,6 +28,10 @@ LEAST_CLIPS = 3
 """Fewest training clips that can be scored with one left out and its neighbour still having a neighbour."""
 
 
+GIVEN_SCORES = ("mse", "mahalanobis")
+"""What the two values of an autoencoder's embedding are."""
+
+
 class Scores(NamedTuple):
     """Anomaly scores float64 [m] and the number of the training clip each is nearest to, int64 [m]."""
 
@@ -415,17 +419,25 @@ def left_out_mahalanobis(clips: torch.Tensor, share: float) -> torch.Tensor:
 
 
 class Value(BackEnd):
-    """The embedding is the anomaly score itself [n, 1], as the autoencoders of the official baseline give it.
+    """A number of the embedding is the anomaly score itself: the autoencoders of the official baseline give two [n, 2].
 
-    Training clips are not left out: the network has seen them, and the threshold is the official baseline's.
+    `score` says which: mse or mahalanobis. Training clips are not left out: the network has seen them, and the threshold
+    is the official baseline's.
     """
 
-    def _fit(self, domains: Names) -> None:
-        if self.state["bank"].shape[1] != 1:
+    DEFAULTS: ClassVar[dict[str, Any]] = {"score": "mse"}
+
+    def _prepare(self, embeddings: torch.Tensor) -> torch.Tensor:
+        if embeddings.shape[1] != len(GIVEN_SCORES):
             raise InputError(
-                f"back end value: the embeddings have {self.state['bank'].shape[1]} values, not one",
+                f"back end value: the embeddings have {embeddings.shape[1]} values, not {len(GIVEN_SCORES)} scores",
                 remedy="choose another back end; value is for systems that give scores",
             )
+        column = GIVEN_SCORES.index(self.settings["score"])
+        return embeddings[:, column : column + 1]
+
+    def _fit(self, domains: Names) -> None:
+        """Nothing to fit: the scores are given."""
 
     def _score(self, queries: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return queries[:, 0], self._nearest_clip(queries)

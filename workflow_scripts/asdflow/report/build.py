@@ -42,7 +42,7 @@ def build_report(inputs: ReportInputs, output: Path, exports: Path | None = None
         log.info("Report: %s", dataset.files.name)
         pages.add_dataset(dataset)
     if exports is not None:
-        write_exports(datasets, exports)
+        write_exports(datasets, exports, inputs.ablations)
     pages.views.append(provenance_view(provenance, inputs.rule_graph, pages.book))
     html = environment().get_template("index.html.j2").render(
         title=provenance.get("title") or "Anomalous sound detection",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -15,6 +17,7 @@ from asdflow.report.dataset import Dataset
 from asdflow.report.svg import draw_svg
 from asdflow.report.tables import (
     Table,
+    ablation_table,
     as_csv,
     as_latex,
     as_markdown,
@@ -29,7 +32,9 @@ from asdflow.report.tables import (
 FOLDERS = ("overview", "tables", "roc", "scores", "clusters", "training")
 
 
-def write_exports(datasets: list[Dataset], folder: Path) -> None:
+def write_exports(
+    datasets: list[Dataset], folder: Path, ablations: Mapping[str, Mapping[str, Any]] | None = None
+) -> None:
     """Write `folder`/{overview,tables,roc,scores,clusters,training}/<dataset>/<name>.{svg,csv,md,tex}.
 
     Names are percent-encoded where a file system would stumble. Every folder is made, also where it stays empty.
@@ -38,6 +43,7 @@ def write_exports(datasets: list[Dataset], folder: Path) -> None:
         (folder / name).mkdir(parents=True, exist_ok=True)
     for dataset in datasets:
         _overview(dataset, folder)
+        _ablations(dataset, folder, ablations or {})
         for machine in dataset.machines:
             _machine(dataset, machine, folder)
         _clusters(dataset, folder)
@@ -77,6 +83,13 @@ def _overview(dataset: Dataset, folder: Path) -> None:
             _place(folder, "overview", dataset, "machines and systems"),
             figures.score_heat_map(scores, systems),
         )
+
+
+def _ablations(dataset: Dataset, folder: Path, ablations: Mapping[str, Mapping[str, Any]]) -> None:
+    for name, rows in ablations.items():
+        table = None if dataset.official is None else ablation_table(name, rows, dataset.official)
+        if table is not None:
+            _save_table(_place(folder, "tables", dataset, f"ablation {name}"), table)
 
 
 def _machine(dataset: Dataset, machine: str, folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ class ReportInputs:
 
     `encoder_histories`: encoder name -> history.parquet of its pre-training. `provenance`: JSON with any of the keys
     title, created, command, git, configuration, systems, seeds, versions, hardware, checksums, benchmarks (see
-    `asdflow.report.provenance_view`). `rule_graph`: SVG. `baseline`: the system that others are compared with.
+    `asdflow.report.provenance_view`). `rule_graph`: SVG. `ablations`: the configuration's tables of
+    switched parts. `baseline`: the system that others are compared with.
     `featured`: the system whose clips, maps and dendrograms are shown; None takes the highest official score.
     `media_megabytes`: upper bound of sound and pictures in the file. `replicates`: of the bootstrap.
     """
@@ -71,6 +73,7 @@ class ReportInputs:
     encoder_histories: Mapping[str, Path] = field(default_factory=dict)
     provenance: Path | None = None
     rule_graph: Path | None = None
+    ablations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     baseline: str | None = None
     featured: str | None = None
     seed: int = 0
@@ -88,11 +91,13 @@ def dataset_files(
     rules_of: int = 2025,
     published_set: str | None = None,
     synthetic: bool = False,
+    folders: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> DatasetFiles:
     """The files of data set `name` below `results`, where docs/architecture.md puts them.
 
     `systems`: system -> seeds; `encoders`, `unadapted`: system -> encoder (see `SystemFiles`); `front_end`: whose features
-    serve for pictures (None: the first one there is).
+    serve for pictures (None: the first one there is); `folders`: system -> {labels: folder, tuned: {seed: folder}}, where
+    what it shares with other systems lies (relative to the data set's; None: all in the system's own).
     """
     root = Path(results) / name
     fronts = [root / "features" / front_end] if front_end else sorted((root / "features").glob("*"))
@@ -105,7 +110,7 @@ def dataset_files(
         metrics=root / "metrics.csv",
         official_scores=root / "official_scores.csv",
         systems=tuple(
-            _system_files(root / s, s, seeds, encoders.get(s), unadapted.get(s))
+            _system_files(root, s, seeds, encoders.get(s), unadapted.get(s), (folders or {}).get(s, {}))
             for s, seeds in systems.items()
         ),
         embeddings={e: root / "embeddings" / f"{e}.h5" for e in embedded},
@@ -117,19 +122,26 @@ def dataset_files(
 
 
 def _system_files(
-    folder: Path, name: str, seeds: Sequence[int], encoder: str | None, unadapted: str | None
+    root: Path,
+    name: str,
+    seeds: Sequence[int],
+    encoder: str | None,
+    unadapted: str | None,
+    folders: Mapping[str, Any],
 ) -> SystemFiles:
+    tuned = {seed: root / folders.get("tuned", {}).get(str(seed), f"{name}/seed_{seed}") for seed in seeds}
     runs = tuple(
         RunFiles(
             seed=seed,
-            scores=folder / f"seed_{seed}" / "scores.parquet",
-            history=folder / f"seed_{seed}" / "history.parquet",
-            embeddings=folder / f"seed_{seed}" / "embeddings.h5",
-            detector=folder / f"seed_{seed}" / "detector" / "detector.json",
+            scores=root / name / f"seed_{seed}" / "scores.parquet",
+            history=tuned[seed] / "history.parquet",
+            embeddings=tuned[seed] / "embeddings.h5",
+            detector=root / name / f"seed_{seed}" / "detector" / "detector.json",
         )
         for seed in seeds
     )
-    return SystemFiles(name, runs, encoder, unadapted, folder / "labels.parquet", folder / "clusters.npz")
+    labels = root / folders.get("labels", name)
+    return SystemFiles(name, runs, encoder, unadapted, labels / "labels.parquet", labels / "clusters.npz")
 
 
 def discover(results: Path) -> ReportInputs:

@@ -22,6 +22,7 @@ from asdflow.report.published import published_table
 from asdflow.report.tables import (
     Cell,
     Table,
+    ablation_table,
     agreement_table,
     as_latex,
     as_markdown,
@@ -323,10 +324,12 @@ class Pages:
         encoders = {n: [(n, p)] for n, p in self.inputs.encoder_histories.items()}
         used = {s.encoder for s in dataset.files.systems if s.encoder}
         encoders = {n: p for n, p in encoders.items() if not used or n in used}
-        runs = {
-            s.name: [(f"seed {r.seed}", r.history) for r in s.runs if r.history]
-            for s in dataset.files.systems
-        }
+        runs: dict[str, list[tuple[str, Path]]] = {}
+        shown: set[Path] = set()
+        for system in dataset.files.systems:  # what several systems share is shown once
+            own = {r.history: f"seed {r.seed}" for r in system.runs if r.history and r.history not in shown}
+            shown |= own.keys()
+            runs[system.name] = [(run, path) for path, run in own.items()]
         groups = [
             ("Pre-training", self._histories("Encoder", encoders)),
             ("Fine-tuning", self._histories("System", runs)),
@@ -364,7 +367,13 @@ class Pages:
         table, shared = None, ""
         if parts and dataset.official is not None:
             table, shared = parts_table(parts, dataset.official, dataset.baseline)
-        return self._render("ablation.html.j2", dataset=dataset, table=table, shared=shared)
+        made = (
+            ablation_table(name, rows, dataset.official)
+            for name, rows in self.inputs.ablations.items()
+            if dataset.official is not None
+        )
+        tables = [(found, as_latex(found), as_markdown(found)) for found in made if found is not None]
+        return self._render("ablation.html.j2", dataset=dataset, table=table, shared=shared, ablations=tables)
 
 
 def _unit(metric: str) -> str:

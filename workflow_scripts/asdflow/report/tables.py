@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from asdflow.ablations import every_row, system_name
+
 PART_NAMES = ("encoder", "labels", "tuning", "objective", "augmentation", "pooling", "backend")
 # what counts in the official score, by year: 2022 and later, 2021, 2020
 COUNTED = (
@@ -286,6 +288,28 @@ def parts_table(
     return table, ", ".join(
         f"{name.replace('_', ' ')} {next(iter(texts.values()))}" for name, texts in shared.items()
     )
+
+
+def ablation_table(name: str, table: Mapping[str, Any], official: pd.DataFrame) -> Table | None:
+    """The rows of an ablation table (`asdflow.ablations`) with the parts as columns; None where no row has a score.
+
+    The difference is to the first row; the best score is strong.
+    """
+    found = official[official["n"] > 0].set_index("system")
+    rows = [row for row in every_row(table) if system_name(name, row) in found.index]
+    if not rows:
+        return None
+    scores = found.loc[[system_name(name, row) for row in rows]]
+    first = scores["mean"].iloc[0] if rows[0] == every_row(table)[0] else None
+    cells = []
+    for row, mean, std, n in zip(rows, scores["mean"], scores["std"], scores["n"], strict=True):
+        gap = None if first is None or row == rows[0] else mean - first
+        best = number(mean, strong=bool(mean == scores["mean"].max()))
+        cells.append([*map(text, row), best, number(std), number(n, 0), number(gap)])
+    headers = [part["part"].capitalize() for part in table["parts"]]
+    caption = table["title"] or f"{name}: parts of {table['base']}"
+    headers += ["Official score", "Std", "Seeds", "Difference to the first row"]
+    return Table(caption, headers, cells, [len(headers) - i for i in (4, 3, 2, 1)])
 
 
 def _part_names(parts: dict[str, dict[str, Any]]) -> list[str]:

@@ -23,7 +23,8 @@ def workflow_inputs(settings: Mapping[str, Any], results: Path, root: Path, fold
 
     Parameters
     ----------
-    settings : `configuration` (resolved) and `unadapted` (system -> encoder before pre-training).
+    settings : `configuration` (resolved), `unadapted` (system -> encoder before pre-training) and `folders` (system -> where
+        what it shares with others lies).
     results : the run's results folder.
     root : the checkout.
     folder : where the page will lie.
@@ -48,6 +49,7 @@ def workflow_inputs(settings: Mapping[str, Any], results: Path, root: Path, fold
         },
         provenance=folder / "provenance.json",
         rule_graph=folder / "rulegraph.svg" if edges else None,
+        ablations=configuration["ablations"],
         baseline=configuration["run"]["baseline"] or configuration["run"]["systems"][-1],
         featured=configuration["run"]["systems"][0],
     )
@@ -71,9 +73,10 @@ def _dataset(name: str, settings: Mapping[str, Any], results: Path) -> DatasetFi
     return dataset_files(
         results,
         name,
-        {system: run["seeds"] for system in systems},
+        {system: run["seeds"] for system in (*systems, *configuration["ensembles"])},
         encoders={system: part["encoder"] for system, part in systems.items()},
         unadapted=settings["unadapted"],
+        folders=settings["folders"],
         rules_of=entry["rules_of"],
         published_set=_published_set(entry),
         synthetic=entry["source"] == "synthetic",

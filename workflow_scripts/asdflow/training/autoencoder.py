@@ -101,19 +101,19 @@ def residual_covariance(batches: Sequence[Tensor]) -> Tensor:
 
 
 class AutoencoderModel(EmbeddingModel):
-    """One autoencoder per machine; `embed` gives one value per clip, its anomaly score."""
+    """One autoencoder per machine; `embed` gives two values per clip, the baseline's two anomaly scores."""
 
     front_end = FRONT_END
 
-    def __init__(self, machines: Sequence[str], score: str, device: torch.device, seed: int) -> None:
-        self.machines, self.score, self.device = list(machines), score, device
+    def __init__(self, machines: Sequence[str], device: torch.device, seed: int) -> None:
+        self.machines, self.device = list(machines), device
         self.networks = {
             machine: Autoencoder(seed + k).to(device).eval() for k, machine in enumerate(machines)
         }
 
     @torch.inference_mode()
     def embed(self, frames: Sequence[np.ndarray], machines: Sequence[str]) -> np.ndarray:
-        """Cached frames of clips, float16 [n_frames, 513] each -> float32 [n, 1], the anomaly scores.
+        """Cached frames of clips, float16 [n_frames, 513] each -> float32 [n, 2]: mean squared error, Mahalanobis.
 
         Raises InputError for machines without an autoencoder and for clips of fewer than five frames.
         """
@@ -130,8 +130,8 @@ class AutoencoderModel(EmbeddingModel):
         for clip, machine in zip(frames, machines, strict=True):
             network = self.networks[machine]
             x = windows(official_log_mel(clip)).to(self.device)
-            values.append(network.mse(x) if self.score == "mse" else network.mahalanobis(x))
-        return np.array(values, dtype=np.float32)[:, None]
+            values.append((network.mse(x), network.mahalanobis(x)))
+        return np.array(values, dtype=np.float32)
 
     def save(self, directory: Path, settings: Mapping[str, Any]) -> None:
         """Write model.safetensors and model.json."""
@@ -151,7 +151,7 @@ class AutoencoderModel(EmbeddingModel):
         cls, description: Mapping[str, Any], weights: Mapping[str, Tensor], device: torch.device
     ) -> AutoencoderModel:
         """Build from what `save` stored."""
-        model = cls(description["machines"], description["tuning"]["autoencoder"]["score"], device, 0)
+        model = cls(description["machines"], device, 0)
         for machine, network in model.networks.items():
             own = {
                 k.removeprefix(f"{machine}."): v for k, v in weights.items() if k.startswith(f"{machine}.")
@@ -180,10 +180,9 @@ def train_autoencoders(
         )
     table = material.table[material.table["dataset"] == material.scored]
     machines = sorted(set(table["machine"]))
-    model = AutoencoderModel(machines, own["score"], device, seed)
-    training = {key: value for key, value in own.items() if key != "score"}
+    model = AutoencoderModel(machines, device, seed)
     identity = {
-        "settings": training,
+        "settings": dict(own),
         "seed": seed,
         "code": code_digest(Path(__file__)),
         "data": material.digest,

@@ -63,7 +63,7 @@ def finetune(
     device : auto, cpu or cuda.
 
     With method `none` nothing is trained; the encoder's own embeddings are pooled. With method `autoencoder` the official
-    baseline is trained instead, and each clip's one value is its anomaly score.
+    baseline is trained instead, and each clip's two values are its anomaly scores.
     """
     chosen = pick_device(device)
     tuning = settings["tuning"]
