@@ -17,6 +17,7 @@ include: "rules/finetune.smk"
 include: "rules/scoring.smk"
 include: "rules/detection.smk"
 include: "rules/report.smk"
+include: "rules/why.smk"
 
 
 rule all:
@@ -51,4 +52,8 @@ onstart:
 
 
 onsuccess:
-    print(closing_summary())
+    tell_how_it_went()
+
+
+onerror:
+    tell_how_it_went()

@@ -1,6 +1,7 @@
 # Helpers only: the validated configuration, where files lie, what each stage depends on.
 import functools
 import sys
+import time
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -9,10 +10,11 @@ BASE = Path(workflow.basedir)
 SCRIPTS = BASE / "workflow_scripts"
 sys.path.insert(0, str(SCRIPTS))
 
-from asdflow import configuration, provenance
+from asdflow import configuration, provenance, workstation
 from asdflow.data import archives, locks
 from asdflow.data.listing import listing_digest, machine_folders
 from asdflow.errors import InputError
+from asdflow.job import PACE
 from asdflow.training.recipes import check_system
 
 
@@ -64,24 +66,48 @@ CHECKPOINTS = f"{RESULTS}/checkpoints"
 # ------------------------------------------------------------------ what a stage depends on besides its files
 
 
+ARCHITECTURES = ("eat", "beats", "stft_cnn", "logmel_statistics")
+
+
 @functools.cache
-def code_digest(script: str) -> str:
-    """Digest of the code that a script of workflow_scripts/ reaches: comments and layout do not count, modules it imports do."""
-    return provenance.code_digest(SCRIPTS / script)
+def code_of(script: str, architecture: str | None = None) -> dict[str, str]:
+    """File -> digest of the code that a script of workflow_scripts/ reaches: comments and layout do not count, modules it imports do.
+
+    Of the encoder architectures, each a module imported when first asked for, only the named one counts; without a name all do.
+    How files are transferred never counts: checksums say whether they are right.
+    """
+    package = SCRIPTS / "asdflow"
+    uncounted = {
+        package / "models" / f"{name}.py"
+        for name in ARCHITECTURES
+        if architecture and name != architecture
+    }
+    return provenance.code_digests(
+        SCRIPTS / script, package, {*uncounted, package / "data" / "transfer.py"}
+    )
 
 
 def canonical(value):
-    """The same content always as the same object: keys sorted, at every depth."""
+    """The same content always as the same object: keys sorted, at every depth. Snakemake overlooks other kinds of values: refused."""
     if isinstance(value, dict):
         return {str(key): canonical(value[key]) for key in sorted(value, key=str)}
     if isinstance(value, (list, tuple)):
         return [canonical(item) for item in value]
-    return value
+    if value is None or isinstance(value, (str, bool, int, float)):
+        return value
+    raise TypeError(
+        f"{value!r} is no plain value: Snakemake would not notice its change"
+    )
 
 
 def stage_config(**entries) -> dict:
     """One dictionary holding exactly what a stage reads from the configuration."""
     return canonical(entries)
+
+
+def without_pace(settings: dict) -> dict:
+    """Settings of a training stage without those that say how often it logs and saves."""
+    return {key: value for key, value in settings.items() if key not in PACE}
 
 
 def needs_gpu() -> int:
@@ -142,7 +168,15 @@ def recordings_key(name: str, machine: str | None = None) -> dict:
         return {"listing": listing_digest(Path(entry["path"]), machine)}
     if entry["source"] == "dcase":
         return {"archives": archive_identity(name, machine)}
-    return {"recipe": canonical(entry), "code": code_digest("synthesize.py")}
+    return {"recipe": synthesis_settings(name), "code": code_of("synthesize.py")}
+
+
+def synthesis_settings(name: str) -> dict:
+    """What the synthesis reads of a data set's entry."""
+    entry = config["datasets"][name]
+    return stage_config(
+        **{key: entry[key] for key in ("seed", "clip_seconds", "counts", "machines")}
+    )
 
 
 def archive_records(name: str, machine: str) -> list[str]:
@@ -174,7 +208,6 @@ LABEL_KEYS = (
 CATALOGUE_KEYS = (
     "source",
     "rules_of",
-    "machines",
     "audio",
     "partial",
     "auxiliary",
@@ -183,11 +216,36 @@ CATALOGUE_KEYS = (
 
 
 def catalogue_settings(name: str) -> dict:
-    """What the catalogue reads of a data set's entry."""
+    """What the catalogue reads of a data set's entry.
+
+    Later years than 2021 count as 2021 unless the set must be complete: the year then only asks whether names say a domain, and
+    judging a data set by another year's metrics must not train anything again.
+    """
     entry = config["datasets"][name]
     chosen = {key: entry[key] for key in CATALOGUE_KEYS if key in entry}
-    fixed = {"machines": list(machines_of(name)), "path": dataset_root(name)}
-    return stage_config(**{"partial": True, "auxiliary": False, **chosen, **fixed})
+    settings = {"partial": True, "auxiliary": False, **chosen}
+    if settings["partial"]:
+        settings["rules_of"] = min(settings["rules_of"], 2021)
+    return stage_config(
+        **settings, **{"machines": list(machines_of(name)), "path": dataset_root(name)}
+    )
+
+
+def extraction_settings(name: str) -> dict:
+    """What decides, besides the recordings, which clips a machine has and how they are read."""
+    settings = catalogue_settings(name)
+    return {key: settings[key] for key in ("audio", "auxiliary", "path")}
+
+
+def extraction_inputs(wildcards) -> dict:
+    """The files that say that a machine's recordings are complete."""
+    name = wildcards.dataset
+    source = config["datasets"][name]["source"]
+    if source == "synthetic":
+        return {"recordings": dataset_root(name)}
+    if source == "dcase":
+        return {"recordings": f"{DATA}/{name}/{wildcards.machine}.unpacked.json"}
+    return {}
 
 
 def catalogue_inputs(wildcards) -> dict:
@@ -257,6 +315,24 @@ def encoder_files(name: str) -> dict[str, str]:
     }
 
 
+def architecture_of(encoder: str) -> str:
+    return encoder_entry(encoder)["architecture"]["name"]
+
+
+def checkpoint_files(encoder: str) -> list[str]:
+    """The files of a checkpoint on this machine that an encoder starts from."""
+    init = encoder_entry(encoder)["init"]
+    path = Path(init["path"]) if isinstance(init, dict) and init["path"] else None
+    if path is None:
+        return []
+    files = (
+        sorted(file for file in path.iterdir() if file.is_file())
+        if path.is_dir()
+        else [path]
+    )
+    return [str(file) for file in files]
+
+
 def origin_of(name: str) -> str:
     """The encoder that pre-training of `name` starts from."""
     init = config["encoders"][name]["init"]
@@ -310,6 +386,30 @@ def training_datasets(dataset: str, system: str) -> list[str]:
 
 LABELLED_KEYS = ("encoder", "labels", "extra_datasets")
 TUNED_KEYS = ("tuning", "objective", "augmentation", "pooling")
+
+
+def tuning_settings(system: str) -> dict:
+    """What fine-tuning reads of a system's entry."""
+    entry = system_entry(system)
+    return {
+        "tuning": without_pace(entry["tuning"]),
+        "objective": entry["objective"],
+        "augmentation": entry["augmentation"],
+        "pooling": entry["pooling"],
+    }
+
+
+def described_system(name: str) -> dict:
+    """A system's entry as reports and exports show it."""
+    entry = system_entry(name)
+    return {**entry, "tuning": without_pace(entry["tuning"])}
+
+
+def described_encoder(name: str) -> dict:
+    """An encoder's entry as the report shows it."""
+    entry = config["encoders"][name]
+    recipe = entry["pretraining"]
+    return {**entry, "pretraining": recipe and without_pace(recipe)}
 
 
 def first_alike(system: str, keys) -> str:
@@ -489,18 +589,15 @@ def shown_embeddings(dataset: str) -> list[str]:
 
 
 def report_config() -> dict:
-    """What the report shows of the configuration; where files lie and on what device they were made is no part of it."""
+    """What the report shows of the configuration; where files lie, on what device and with how many log lines they were made is no part of it."""
     return stage_config(
         configuration={
-            key: config[key]
-            for key in (
-                "run",
-                "datasets",
-                "encoders",
-                "systems",
-                "ensembles",
-                "ablations",
-            )
+            "run": RUN,
+            "datasets": config["datasets"],
+            "encoders": {name: described_encoder(name) for name in config["encoders"]},
+            "systems": {name: described_system(name) for name in config["systems"]},
+            "ensembles": config["ensembles"],
+            "ablations": config["ablations"],
         },
         unadapted=shown_encoders(),
         folders={
@@ -519,10 +616,26 @@ def report_config() -> dict:
 # ------------------------------------------------------------------ the run as a whole
 
 running = []
+started = time.monotonic()
+
+# Jobs of one machine share its memory: what they ask for together stays below. A cluster has its own limits.
+if (
+    workflow.is_main_process
+    and "mem_mb" not in workflow.global_resources
+    and workflow.global_resources["_nodes"].value is None
+):
+    workflow.register_resource("mem_mb", workstation.memory_for_jobs())
+
+
+def only_asks() -> bool:
+    """Whether this run only tells what another would do."""
+    return {job.rule.name for job in workflow.dag.jobs} == {"why"}
 
 
 def hold_results_folder():
     """The lock of the results folder, held until this process ends, however it ends."""
+    if only_asks():
+        return None
     lock = locks.take(Path(RESULTS) / ".running.lock")
     if lock is None:
         raise WorkflowError(
@@ -531,9 +644,42 @@ def hold_results_folder():
     return lock
 
 
-def closing_summary() -> str:
-    """Where to look after a run."""
-    return f"Finished. Report: {Path(RESULTS).resolve() / 'report' / 'index.html'}"
+def run_jobs() -> list:
+    """The jobs of this run and how they ended; those without files of their own are left out."""
+    failed = {
+        job
+        for item in workflow.scheduler.failed
+        for job in (item.jobs if item.is_group() else [item])
+    }
+    return [
+        workstation.RunJob(
+            job.rule.name,
+            " ".join(job.wildcards),
+            Path(job.log[0]) if job.log else None,
+            Path(job.benchmark) if job.benchmark else None,
+            (
+                "failed"
+                if job in failed
+                else "done" if workflow.dag.finished(job) else "waiting"
+            ),
+        )
+        for level in workflow.dag.toposorted()
+        for job in sorted(level, key=lambda job: (job.rule.name, list(job.wildcards)))
+        if job.output and workflow.dag.needrun(job)
+    ]
+
+
+def tell_how_it_went() -> None:
+    """The last lines of a run."""
+    if not only_asks():
+        page = Path(RESULTS) / "report" / "index.html"
+        command = "the same command with the target `why`"
+        print(
+            workstation.closing_summary(
+                run_jobs(), time.monotonic() - started, page, command
+            ),
+            flush=True,
+        )
 
 
 wildcard_constraints:

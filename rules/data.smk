@@ -99,8 +99,8 @@ rule synthesize:
         mem_mb=2000,
         runtime=10,
     params:
-        cfg=lambda wildcards: stage_config(**config["datasets"][wildcards.dataset]),
-        code=code_digest("synthesize.py"),
+        cfg=lambda wildcards: synthesis_settings(wildcards.dataset),
+        code=code_of("synthesize.py"),
     script:
         "../workflow_scripts/synthesize.py"
 
@@ -114,6 +114,8 @@ rule catalogue:
         f"{LOGS}/catalogue/{{dataset}}.log",
     benchmark:
         f"{BENCHMARKS}/catalogue/{{dataset}}.tsv"
+    # Before anything is computed from recordings, all that is wrong with them is said at once.
+    priority: 1
     conda:
         "../envs/asdflow.yaml"
     threads: workflow.cores
@@ -123,6 +125,6 @@ rule catalogue:
     params:
         cfg=lambda wildcards: catalogue_settings(wildcards.dataset),
         recordings=lambda wildcards: recordings_key(wildcards.dataset),
-        code=code_digest("catalogue.py"),
+        code=code_of("catalogue.py"),
     script:
         "../workflow_scripts/catalogue.py"

@@ -29,9 +29,9 @@ rule export:
     params:
         cfg=lambda wildcards: stage_config(
             audio=config["datasets"][wildcards.dataset]["audio"],
-            system=system_entry(wildcards.system),
+            system=described_system(wildcards.system),
         ),
-        code=code_digest("export.py"),
+        code=code_of("export.py"),
     script:
         "../workflow_scripts/export.py"
 
@@ -56,6 +56,6 @@ rule detect:
         recordings=lambda wildcards: listing_digest(
             Path(config["detect"]["recordings"])
         ),
-        code=code_digest("detect.py"),
+        code=code_of("detect.py"),
     script:
         "../workflow_scripts/detect.py"

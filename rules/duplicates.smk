@@ -20,6 +20,6 @@ rule find_duplicates:
         cfg=stage_config(
             audio={name: entry["audio"] for name, entry in config["datasets"].items()}
         ),
-        code=code_digest("find_duplicates.py"),
+        code=code_of("find_duplicates.py"),
     script:
         "../workflow_scripts/find_duplicates.py"

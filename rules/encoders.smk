@@ -2,6 +2,8 @@
 
 
 rule fetch_encoder:
+    input:
+        checkpoint=lambda wildcards: checkpoint_files(wildcards.encoder),
     output:
         weights=f"{RESULTS}/encoders/{{encoder}}/encoder.safetensors",
         config=f"{RESULTS}/encoders/{{encoder}}/config.json",
@@ -24,7 +26,9 @@ rule fetch_encoder:
                 for key in ("architecture", "front_end", "init", "seed")
             }
         ),
-        code=code_digest("fetch_encoder.py"),
+        code=lambda wildcards: code_of(
+            "fetch_encoder.py", architecture_of(wildcards.encoder)
+        ),
     script:
         "../workflow_scripts/fetch_encoder.py"
 
@@ -52,13 +56,14 @@ rule pretrain:
         runtime=2880,
     params:
         cfg=lambda wildcards: stage_config(
-            recipe=encoder_entry(wildcards.encoder)["pretraining"],
+            recipe=without_pace(encoder_entry(wildcards.encoder)["pretraining"]),
             seed=encoder_entry(wildcards.encoder)["seed"],
             datasets=pretraining_datasets(wildcards.encoder),
         ),
-        code=code_digest("pretrain.py"),
+        code=lambda wildcards: code_of(
+            "pretrain.py", architecture_of(wildcards.encoder)
+        ),
         checkpoints=f"{CHECKPOINTS}/pretrain/{{encoder}}",
-        device=config["device"],
     script:
         "../workflow_scripts/pretrain.py"
 
@@ -87,7 +92,6 @@ rule embed:
                 for key in ("pooling", "batch_size")
             }
         ),
-        code=code_digest("embed.py"),
-        device=config["device"],
+        code=lambda wildcards: code_of("embed.py", architecture_of(wildcards.encoder)),
     script:
         "../workflow_scripts/embed.py"

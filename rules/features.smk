@@ -1,10 +1,10 @@
-# Log-mel frames of every clip, once per front end and machine.
+# Log-mel frames of every clip, once per front end and machine. The job lists the machine's clips itself instead of reading the
+# catalogue: a new recording of one machine makes a new catalogue, but leaves the features of the others as they are.
 
 
 rule extract_features:
     input:
-        # Only this machine's recordings decide: they stand in `recordings`, so a new clip of another machine changes nothing here.
-        clips=lambda wildcards: ancient(clips_of(wildcards.dataset)),
+        unpack(extraction_inputs),
     output:
         features=f"{RESULTS}/{{dataset}}/features/{{front_end}}/{{machine}}.h5",
     log:
@@ -18,12 +18,10 @@ rule extract_features:
         mem_mb=2000,
         runtime=60,
     params:
-        cfg=lambda wildcards: stage_config(
-            audio=config["datasets"][wildcards.dataset]["audio"]
-        ),
+        cfg=lambda wildcards: extraction_settings(wildcards.dataset),
         recordings=lambda wildcards: recordings_key(
             wildcards.dataset, wildcards.machine
         ),
-        code=code_digest("extract_features.py"),
+        code=code_of("extract_features.py"),
     script:
         "../workflow_scripts/extract_features.py"

@@ -23,11 +23,12 @@ rule finetune:
         runtime=720,
     params:
         cfg=lambda wildcards: stage_config(
-            system={key: system_entry(wildcards.system)[key] for key in TUNED_KEYS},
+            system=tuning_settings(wildcards.system),
             datasets=training_datasets(wildcards.dataset, wildcards.system),
         ),
-        code=code_digest("finetune.py"),
+        code=lambda wildcards: code_of(
+            "finetune.py", architecture_of(system_entry(wildcards.system)["encoder"])
+        ),
         checkpoints=f"{CHECKPOINTS}/finetune/{{dataset}}/{{system}}/seed_{{seed}}",
-        device=config["device"],
     script:
         "../workflow_scripts/finetune.py"

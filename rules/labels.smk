@@ -22,7 +22,7 @@ rule label:
             labels=system_entry(wildcards.system)["labels"],
             datasets=training_datasets(wildcards.dataset, wildcards.system),
         ),
-        code=code_digest("label.py"),
+        code=code_of("label.py"),
     script:
         "../workflow_scripts/label.py"
 

@@ -79,6 +79,6 @@ rule report:
         runtime=60,
     params:
         cfg=report_config(),
-        code=code_digest("report.py"),
+        code=code_of("report.py"),
     script:
         "../workflow_scripts/report.py"

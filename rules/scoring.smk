@@ -27,7 +27,7 @@ rule score:
             decision=system_entry(wildcards.system)["decision"],
             held_out=system_entry(wildcards.system)["tuning"]["held_out"],
         ),
-        code=code_digest("score.py"),
+        code=code_of("score.py"),
     script:
         "../workflow_scripts/score.py"
 
@@ -94,7 +94,7 @@ rule evaluate:
             labelled=list(judged_labels(wildcards.dataset)),
             labelled_unadapted=list(judged_labels(wildcards.dataset, "_unadapted")),
         ),
-        code=code_digest("evaluate.py"),
+        code=code_of("evaluate.py"),
     script:
         "../workflow_scripts/evaluate.py"
 
@@ -123,8 +123,8 @@ rule submit:
         cfg=lambda wildcards: stage_config(
             year=config["datasets"][wildcards.dataset]["rules_of"],
             description=config["ensembles"].get(wildcards.system)
-            or system_entry(wildcards.system),
+            or described_system(wildcards.system),
         ),
-        code=code_digest("submit.py"),
+        code=code_of("submit.py"),
     script:
         "../workflow_scripts/submit.py"

@@ -28,3 +28,23 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if os.environ.get("ASDFLOW_EXPECT_SHARED") and _skipped_for_shared:
         print(f"\n{len(_skipped_for_shared)} tests skipped for lack of ../shared although it is here")
         session.exitstatus = 1
+
+
+@pytest.fixture(scope="session")
+def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The finished smoke run, made once for all test processes. Work on a copy: others read it."""
+    from asdflow.data.locks import exclusive
+
+    from tests.workflow import snakemake
+
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, log = base / "smoke", base / "smoke.log"
+    with exclusive(base / "smoke.lock"):
+        if not log.exists():
+            folder.mkdir()
+            done = snakemake(folder, overlays=[REPOSITORY / "configs" / "smoke.yaml"])
+            log.write_text(f"{done.returncode}\n{done.stdout}")
+    code, _, output = log.read_text().partition("\n")
+    assert code == "0", output[-6000:]
+    return folder

@@ -13,7 +13,7 @@ from asdflow.files import file_digest
 from asdflow.models import load_encoder
 from asdflow.models.beats import BEATs, relative_buckets
 from asdflow.models.encoder import ARCHITECTURES, architecture_class, build_encoder, save_encoder
-from asdflow.models.loading import fetch_encoder
+from asdflow.models.fetching import fetch_encoder
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import REPOSITORY, SHARED, needs_shared

@@ -12,7 +12,8 @@ import yaml
 from asdflow.data.archives import plan_archives, planned_machines
 from asdflow.data.catalogue import build_catalogue
 from asdflow.data.download import download_archive
-from asdflow.data.labels import LABEL_COLUMNS, apply_labels, fetch_labels, read_evaluation_labels
+from asdflow.data.evaluation_labels import LABEL_COLUMNS, apply_labels, read_evaluation_labels
+from asdflow.data.labels import fetch_labels
 from asdflow.data.transfer import DownloadSettings
 from asdflow.data.unpack import unpack_machine
 from asdflow.errors import InputError

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from asdflow.data.catalogue import build_catalogue, write_catalogue
 from asdflow.data.counts import check_counts
-from asdflow.data.labels import apply_labels, read_evaluation_labels
+from asdflow.data.evaluation_labels import apply_labels, read_evaluation_labels
 from asdflow.job import run_stage
 
 if TYPE_CHECKING:

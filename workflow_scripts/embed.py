@@ -16,7 +16,7 @@ def main(smk: Any) -> None:
         [Path(path) for path in smk.input.features],
         output=Path(smk.output.embeddings),
         pooling=smk.params.cfg["pooling"],
-        device=smk.params.device,
+        device=smk.config["device"],
         batch_size=smk.params.cfg["batch_size"],
     )
 

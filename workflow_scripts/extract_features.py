@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from asdflow.data.catalogue import read_catalogue
+from asdflow.data.catalogue import build_catalogue
 from asdflow.features.extract import extract_features
 from asdflow.job import run_stage
 
@@ -12,11 +12,12 @@ if TYPE_CHECKING:
 
 
 def main(smk: Any) -> None:
-    clips = read_catalogue(Path(smk.input.clips))
+    settings = {**smk.params.cfg, "machines": [smk.wildcards.machine]}
+    clips, _ = build_catalogue(Path(settings["path"]), settings, workers=smk.threads)
     extract_features(
-        clips[clips.machine == smk.wildcards.machine],
+        clips,
         front_end=smk.wildcards.front_end,
-        audio=smk.params.cfg["audio"],
+        audio=settings["audio"],
         output=Path(smk.output.features),
         workers=smk.threads,
     )

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asdflow.job import run_stage
-from asdflow.models.loading import fetch_encoder
+from asdflow.models.fetching import fetch_encoder
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

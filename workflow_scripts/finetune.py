@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asdflow.features.sources import features_by_dataset
-from asdflow.job import run_stage
+from asdflow.job import run_stage, with_pace
 from asdflow.training.finetune import finetune
 
 if TYPE_CHECKING:
@@ -12,8 +12,10 @@ if TYPE_CHECKING:
 
 
 def main(smk: Any) -> None:
+    settings = smk.params.cfg["system"]
+    tuning = with_pace(settings["tuning"], smk.config["systems"][smk.wildcards.system]["tuning"])
     finetune(
-        smk.params.cfg["system"],
+        {**settings, "tuning": tuning},
         features_by_dataset(smk.params.cfg["datasets"], smk.input.features),
         labels=Path(smk.input.labels),
         clips=Path(smk.input.clips),
@@ -21,7 +23,7 @@ def main(smk: Any) -> None:
         seed=int(smk.wildcards.seed),
         output=Path(smk.output.model).parent,
         checkpoint_dir=Path(smk.params.checkpoints),
-        device=smk.params.device,
+        device=smk.config["device"],
     )
 
 

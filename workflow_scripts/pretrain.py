@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asdflow.features.sources import features_by_dataset
-from asdflow.job import run_stage
+from asdflow.job import run_stage, with_pace
 from asdflow.training.pretrain import pretrain
 
 if TYPE_CHECKING:
@@ -14,13 +14,14 @@ if TYPE_CHECKING:
 def main(smk: Any) -> None:
     names = smk.params.cfg["datasets"]
     features = features_by_dataset(names, smk.input.features)
+    recipe = with_pace(smk.params.cfg["recipe"], smk.config["encoders"][smk.wildcards.encoder]["pretraining"])
     pretrain(
-        {**smk.params.cfg["recipe"], "seed": smk.params.cfg["seed"]},
+        {**recipe, "seed": smk.params.cfg["seed"]},
         {name: (Path(clips), features[name]) for name, clips in zip(names, smk.input.clips, strict=True)},
         init=Path(smk.input.init_weights).parent,
         output=Path(smk.output.weights).parent,
         checkpoint_dir=Path(smk.params.checkpoints),
-        device=smk.params.device,
+        device=smk.config["device"],
     )
 
 

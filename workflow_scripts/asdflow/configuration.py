@@ -201,7 +201,18 @@ def complete(
     }
     for error in jsonschema.Draft202012Validator(shallow).iter_errors(value):
         problems.append(f"{where}: {_explain(error)}")
-    return value
+    return _number(value, schema)
+
+
+def _number(value: Any, schema: Mapping[str, Any]) -> Any:
+    """A number as the schema's type says, so that 30 and 30.0 are one value: they must not count as a change."""
+    kinds = schema.get("type", ())
+    kinds = {kinds} if isinstance(kinds, str) else set(kinds)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return value
+    if "number" in kinds:
+        return float(value)
+    return int(value) if "integer" in kinds and float(value).is_integer() else value
 
 
 def _complete_mapping(

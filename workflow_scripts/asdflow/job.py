@@ -5,11 +5,20 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from asdflow.errors import InputError
+
+PACE = ("log_every", "checkpoint_minutes")
+"""Settings that say when a training stage writes log lines and checkpoints. No result depends on them, so they are kept out of
+what Snakemake records of a job, and changing one reruns nothing."""
+
+
+def with_pace(settings: Mapping[str, Any], configured: Mapping[str, Any]) -> dict[str, Any]:
+    """A stage's recorded settings and, from the configuration of today, how often it logs and saves."""
+    return {**settings, **{key: configured[key] for key in PACE}}
 
 
 def run_stage(main: Callable[[Any], None], smk: Any) -> None:

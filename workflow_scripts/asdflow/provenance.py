@@ -1,7 +1,8 @@
 """What a result was made from: digests of the code a stage reaches, and the state of the repository and machine.
 
-The code digest covers the abstract syntax trees, without docstrings, of a script and of every module of this package that it
-reaches by import at any depth. Comments, layout and documentation do not change it; any other edit in reach does.
+Code digests cover the abstract syntax trees, without docstrings, of a script and of every module of this package that it
+reaches at any depth, by import or by a string that names it (a registry of modules imported when first asked for). Comments,
+layout and documentation do not change them; any other edit in reach does.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import functools
 import hashlib
 import os
 import platform
+import re
 import subprocess
+from collections.abc import Collection
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -27,14 +30,26 @@ def code_digest(script: str | Path, package: Path = PACKAGE) -> str:
     script : path of a Python file.
     package : directory of the package whose modules are followed.
     """
-    digest = hashlib.sha256()
-    for path in reached_files(Path(script), package):
-        digest.update(path.name.encode() + b"\0" + _syntax(path, path.stat().st_mtime_ns).encode() + b"\0")
-    return digest.hexdigest()[:16]
+    return hashlib.sha256(repr(sorted(code_digests(script, package).items())).encode()).hexdigest()[:16]
 
 
-def reached_files(script: Path, package: Path = PACKAGE) -> list[Path]:
-    """The script and every file of `package` that it reaches by import, in a fixed order.
+def code_digests(
+    script: str | Path, package: Path = PACKAGE, unused: Collection[Path] = ()
+) -> dict[str, str]:
+    """File -> digest (12 hexadecimal digits) of everything that `script` reaches, so that a changed file can be named.
+
+    Files of the package are named from its parent folder on (`asdflow/files.py`), others by their own name. `unused` are
+    modules that are not followed: members of a registry that a configuration does not pick. Else as `code_digest`.
+    """
+    found = {}
+    for path in sorted(reached_files(Path(script), package, unused)):
+        name = path.relative_to(package.parent) if path.is_relative_to(package) else path.name
+        found[str(name)] = _syntax_digest(path, path.stat().st_mtime_ns)
+    return found
+
+
+def reached_files(script: Path, package: Path = PACKAGE, unused: Collection[Path] = ()) -> list[Path]:
+    """The script and every file of `package` that it reaches, without those `unused`, in a fixed order.
 
     Besides modules these are the data files (templates, styles, tables) that lie in a reached package folder.
     """
@@ -42,7 +57,7 @@ def reached_files(script: Path, package: Path = PACKAGE) -> list[Path]:
     queue = [Path(script)]
     while queue:
         path = queue.pop()
-        if path in seen:
+        if path in seen or path in unused:
             continue
         seen[path] = None
         if path.suffix == ".py":
@@ -58,16 +73,16 @@ DATA_SUFFIXES = {".html", ".css", ".js", ".j2", ".yaml"}
 
 
 @functools.lru_cache(maxsize=4096)
-def _syntax(path: Path, mtime_ns: int) -> str:
-    """The syntax tree of a Python file without docstrings, or the text of any other file."""
+def _syntax_digest(path: Path, mtime_ns: int) -> str:
+    """Digest of the syntax tree of a Python file without docstrings, or of the text of any other file."""
     text = path.read_text(encoding="utf-8")
-    if path.suffix != ".py":
-        return text
-    tree = ast.parse(text)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            _drop_docstring(node)
-    return ast.dump(tree)
+    if path.suffix == ".py":
+        tree = ast.parse(text)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                _drop_docstring(node)
+        text = ast.dump(tree)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _drop_docstring(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> None:
@@ -77,7 +92,7 @@ def _drop_docstring(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.Asyn
 
 @functools.lru_cache(maxsize=4096)
 def _imported_files(path: Path, mtime_ns: int, package: Path) -> tuple[Path, ...]:
-    """Files of `package` that one module imports, wherever in it the import stands."""
+    """Files of `package` that one module imports or names in a string, wherever in it that stands."""
     names: list[str] = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -85,6 +100,8 @@ def _imported_files(path: Path, mtime_ns: int, package: Path) -> tuple[Path, ...
         elif isinstance(node, ast.ImportFrom):
             base = _absolute_module(node, path, package)
             names += [base, *(f"{base}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            names += re.findall(rf"^{package.name}(?:\.\w+)+", node.value)
     return tuple(file for name in names for file in _module_files(name, package))
 
 
