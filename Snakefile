@@ -19,6 +19,13 @@ include: "rules/detection.smk"
 include: "rules/report.smk"
 
 
+# On a cluster these stay on the login node: the others seldom reach the internet.
+localrules:
+    download,
+    fetch_labels,
+    fetch_encoder,
+
+
 rule all:
     default_target: True
     input:

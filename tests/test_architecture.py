@@ -9,7 +9,7 @@ from asdflow.provenance import PACKAGE, code_digest, reached_files
 
 from tests.conftest import REPOSITORY
 
-GROUND = {"errors", "files", "device", "configuration", "provenance", "job"}
+GROUND = {"errors", "files", "locks", "leases", "device", "configuration", "provenance", "job"}
 LAYERS = ["data", "features", "models", "clustering", "training", "detection", "report", "cli"]
 MODULES = sorted(PACKAGE.rglob("*.py"))
 SCRIPTS = sorted((REPOSITORY / "workflow_scripts").glob("*.py"))

@@ -21,6 +21,8 @@ def main(smk: Any) -> None:
         output=Path(smk.output.weights).parent,
         checkpoint_dir=Path(smk.params.checkpoints),
         device=smk.params.device,
+        devices=smk.resources.devices,
+        nodes=smk.resources.nodes,
     )
 
 

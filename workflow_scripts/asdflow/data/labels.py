@@ -18,7 +18,7 @@ import requests
 
 from asdflow.data.archives import archive_folder, plan_archives
 from asdflow.data.download import WHOLE_FETCHES
-from asdflow.data.locks import exclusive, sweep
+from asdflow.locks import exclusive, sweep
 from asdflow.data.naming import ClipName, UnknownNameError, attribute_label, parse_clip_name
 from asdflow.data.transfer import (
     DownloadSettings,
