@@ -9,11 +9,11 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-CLIENTS = ("sbatch", "scancel", "scontrol", "squeue", "srun")
+CLIENTS = ("sacct", "sbatch", "scancel", "scontrol", "sinfo", "squeue", "srun")
 NEEDED = ("munged", "slurmctld", "slurmd", *CLIENTS)
 NODES = ("node1", "node2")
 CONFIGURATION = """
@@ -51,6 +51,50 @@ printf '%s\\n' "{name} $*" >> {folder}/calls
 SLURM_CONF={folder}/slurm.conf exec {program} "$@"
 """
 
+PAUSE = """
+import importlib.machinery, os, sys, time
+from pathlib import Path
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name != "asdflow.training.checkpoint":
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path)
+        load = spec.loader.exec_module
+        spec.loader.exec_module = lambda module: (load(module), pause(module.Checkpoints))
+        return spec
+
+def pause(checkpoints):
+    go_on = checkpoints.after_step
+    def after_step(self, step, state):
+        for part, update in PARTS.items():
+            mark = Path(FOLDER, part)
+            if str(self.directory).endswith(part) and step == update and not mark.exists():
+                task = os.environ.get("SLURM_ARRAY_TASK_ID")
+                number = os.environ["SLURM_ARRAY_JOB_ID"] + "_" + task if task else os.environ["SLURM_JOB_ID"]
+                mark.parent.mkdir(parents=True, exist_ok=True)
+                mark.with_suffix(".new").write_text(number)
+                mark.with_suffix(".new").rename(mark)
+                until = time.monotonic() + 300
+                while self.signal is None and time.monotonic() < until:
+                    time.sleep(0.02)
+        go_on(self, step, state)
+    checkpoints.after_step = after_step
+
+sys.meta_path.insert(0, Finder())
+"""
+
+
+def pausing(folder: Path, updates: Mapping[str, int]) -> dict[str, str]:
+    """Variables for a process whose jobs pause, each once: the training whose checkpoints lie in such a folder after so many updates.
+
+    A job that pauses leaves a file of the folder's name with SLURM's number of the job in it, and goes on when a signal comes.
+    """
+    folder.mkdir(parents=True)
+    text = PAUSE.replace("PARTS", repr(dict(updates))).replace("FOLDER", repr(str(folder)))
+    (folder / "sitecustomize.py").write_text(text, encoding="utf-8")
+    return {"PYTHONPATH": str(folder)}
+
 
 def end_with_parent() -> None:
     """In a process about to start: have the kernel end it when the one that started it dies, however that dies."""
@@ -83,12 +127,6 @@ class Cluster:
         """Every call so far of one of the commands, with its arguments."""
         lines = (self.folder / "calls").read_text(encoding="utf-8").splitlines()
         return [line for line in lines if line.startswith(f"{program} ")]
-
-    def running(self, comment: str) -> list[str]:
-        """SLURM's numbers of the running jobs whose comment, in which Snakemake names rule and wildcards, begins so."""
-        lines = self.ask("squeue", "--noheader", "--states=RUNNING", "--format=%i|%k").splitlines()
-        jobs = [line.split("|") for line in lines]
-        return [number for number, text in jobs if text.startswith(comment)]
 
     def show(self, number: str) -> str:
         return self.ask("scontrol", "show", "job", number)
@@ -155,7 +193,12 @@ def write_configuration(folder: Path) -> dict[str, str]:
 
 
 def munge_options(folder: Path) -> list[str]:
-    files = {"key-file": "munge.key", "socket": "munge.socket", "pid-file": "munged.pid", "seed-file": "munged.seed"}
+    files = {
+        "key-file": "munge.key",
+        "socket": "munge.socket",
+        "pid-file": "munged.pid",
+        "seed-file": "munged.seed",
+    }
     return [f"--{option}={folder}/{name}" for option, name in files.items()]
 
 

@@ -65,7 +65,9 @@ def leased_gpus(
 def _take(count: int, names: Sequence[str], folder: Path, held: contextlib.ExitStack) -> list[str]:
     """Lock the first `count` GPUs that are or become free, and put the locks into `held`."""
     taken: dict[str, IO[str]] = {}
-    with locks.exclusive(folder / ".queue.lock"):  # one gathers at a time: two that want two each never hold one each
+    with locks.exclusive(
+        folder / ".queue.lock"
+    ):  # one gathers at a time: two that want two each never hold one each
         waiting = False
         while True:
             for name in names:
@@ -76,6 +78,8 @@ def _take(count: int, names: Sequence[str], folder: Path, held: contextlib.ExitS
             if len(taken) == count:
                 return sorted(taken, key=list(names).index)
             if not waiting:
-                log.info("Waiting for a free GPU: other jobs hold %d of %d", len(names) - len(taken), len(names))
+                log.info(
+                    "Waiting for a free GPU: other jobs hold %d of %d", len(names) - len(taken), len(names)
+                )
             waiting = True
             time.sleep(POLL_S)

@@ -368,7 +368,9 @@ class Run:
         """The mean over the processes of what each has measured on its share of the batch."""
         if self.fabric.world_size == 1:
             return metrics
-        values = torch.stack([torch.as_tensor(value, device=self.fabric.device) for value in metrics.values()])
+        values = torch.stack(
+            [torch.as_tensor(value, device=self.fabric.device) for value in metrics.values()]
+        )
         mean = self.fabric.all_reduce(values, reduce_op="mean")
         assert isinstance(mean, Tensor)
         return dict(zip(metrics, mean.unbind(), strict=True))

@@ -75,9 +75,7 @@ def run_together(function: str, arguments: Mapping[str, Any], devices: int, node
         with os.fdopen(descriptor, "w", encoding="utf-8") as handle:
             json.dump({"function": function, "arguments": dict(arguments)}, handle)
         command = [sys.executable, "-m", __name__, name]
-        started = (
-            _start_here(command, devices) if nodes == 1 else [_start_by_srun(command, devices, nodes)]
-        )
+        started = _start_here(command, devices) if nodes == 1 else [_start_by_srun(command, devices, nodes)]
         code = _wait(started)
     finally:
         Path(name).unlink(missing_ok=True)
