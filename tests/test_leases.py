@@ -60,7 +60,7 @@ def test_a_killed_job_gives_its_devices_back(tmp_path):
 def test_a_job_waits_until_as_many_are_free_as_it_wants(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(leases, "POLL_S", 0.01)
     caplog.set_level("INFO")
-    process, names = start_holder(tmp_path, count=2)
+    process, _ = start_holder(tmp_path, count=2)
     got, waiting = [], threading.Event()
 
     class Seen(leases.logging.Handler):
