@@ -20,6 +20,13 @@ include: "rules/report.smk"
 include: "rules/why.smk"
 
 
+# On a cluster these stay on the login node: the others seldom reach the internet.
+localrules:
+    download,
+    fetch_labels,
+    fetch_encoder,
+
+
 rule all:
     default_target: True
     input:
@@ -39,7 +46,11 @@ rule data:
 
 rule submissions:
     input:
-        [path for name in RUN["datasets"] for path in runs_of(name, "submission", SCORED)],
+        [
+            path
+            for name in RUN["datasets"]
+            for path in runs_of(name, "submission", SCORED)
+        ],
 
 
 rule models:

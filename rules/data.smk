@@ -96,8 +96,8 @@ rule synthesize:
         "../envs/asdflow.yaml"
     threads: workflow.cores
     resources:
-        mem_mb=2000,
-        runtime=10,
+        mem_mb=growing(2000),
+        runtime=growing(10),
     params:
         cfg=lambda wildcards: synthesis_settings(wildcards.dataset),
         code=code_of("synthesize.py"),
@@ -120,8 +120,8 @@ rule catalogue:
         "../envs/asdflow.yaml"
     threads: workflow.cores
     resources:
-        mem_mb=2000,
-        runtime=30,
+        mem_mb=growing(2000),
+        runtime=growing(30),
     params:
         cfg=lambda wildcards: catalogue_settings(wildcards.dataset),
         recordings=lambda wildcards: recordings_key(wildcards.dataset),

@@ -24,8 +24,8 @@ rule export:
         "../envs/asdflow.yaml"
     threads: 1
     resources:
-        mem_mb=4000,
-        runtime=30,
+        mem_mb=growing(4000),
+        runtime=growing(30),
     params:
         cfg=lambda wildcards: stage_config(
             audio=config["datasets"][wildcards.dataset]["audio"],
@@ -49,8 +49,8 @@ rule detect:
         "../envs/asdflow.yaml"
     threads: workflow.cores
     resources:
-        mem_mb=4000,
-        runtime=120,
+        mem_mb=growing(4000),
+        runtime=growing(120),
     params:
         cfg=lambda wildcards: stage_config(machine=config["detect"]["machine"]),
         recordings=lambda wildcards: listing_digest(

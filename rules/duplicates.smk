@@ -14,8 +14,8 @@ rule find_duplicates:
         "../envs/asdflow.yaml"
     threads: workflow.cores
     resources:
-        mem_mb=2000,
-        runtime=30,
+        mem_mb=growing(2000),
+        runtime=growing(30),
     params:
         cfg=stage_config(
             audio={name: entry["audio"] for name, entry in config["datasets"].items()}

@@ -17,8 +17,8 @@ rule fetch_encoder:
         "../envs/asdflow.yaml"
     threads: 1
     resources:
-        mem_mb=4000,
-        runtime=60,
+        mem_mb=growing(4000),
+        runtime=growing(60),
     params:
         cfg=lambda wildcards: stage_config(
             **{
@@ -49,11 +49,12 @@ rule pretrain:
     retries: 2
     conda:
         "../envs/asdflow.yaml"
-    threads: config["training_threads"]
+    threads: pretraining_threads()
     resources:
-        gpu=needs_gpu(),
-        mem_mb=8000,
-        runtime=2880,
+        **several_devices(),
+        gpu=needs_gpu() * config["training_devices"] * config["training_nodes"],
+        mem_mb=lambda wildcards, attempt: attempt * training_memory(wildcards.encoder),
+        runtime=1440,
     params:
         cfg=lambda wildcards: stage_config(
             recipe=without_pace(encoder_entry(wildcards.encoder)["pretraining"]),
@@ -83,8 +84,8 @@ rule embed:
     threads: 1
     resources:
         gpu=needs_gpu(),
-        mem_mb=4000,
-        runtime=120,
+        mem_mb=lambda wildcards, attempt: attempt * embedding_memory(wildcards.encoder),
+        runtime=growing(120),
     params:
         cfg=lambda wildcards: stage_config(
             **{

@@ -15,8 +15,8 @@ rule extract_features:
         "../envs/asdflow.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=60,
+        mem_mb=growing(2000),
+        runtime=growing(60),
     params:
         cfg=lambda wildcards: extraction_settings(wildcards.dataset),
         recordings=lambda wildcards: recordings_key(

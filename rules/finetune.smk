@@ -19,7 +19,7 @@ rule finetune:
     threads: 1
     resources:
         gpu=needs_gpu(),
-        mem_mb=4000,
+        mem_mb=lambda wildcards, attempt: attempt * finetuning_memory(),
         runtime=720,
     params:
         cfg=lambda wildcards: stage_config(

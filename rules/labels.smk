@@ -15,8 +15,8 @@ rule label:
         "../envs/asdflow.yaml"
     threads: 1
     resources:
-        mem_mb=4000,
-        runtime=60,
+        mem_mb=growing(4000),
+        runtime=growing(60),
     params:
         cfg=lambda wildcards: stage_config(
             labels=system_entry(wildcards.system)["labels"],

@@ -75,8 +75,8 @@ rule report:
         "../envs/asdflow.yaml"
     threads: 1
     resources:
-        mem_mb=4000,
-        runtime=60,
+        mem_mb=growing(4000),
+        runtime=growing(60),
     params:
         cfg=report_config(),
         code=code_of("report.py"),

@@ -19,8 +19,8 @@ rule score:
         "../envs/asdflow.yaml"
     threads: 1
     resources:
-        mem_mb=4000,
-        runtime=60,
+        mem_mb=growing(4000),
+        runtime=growing(60),
     params:
         cfg=lambda wildcards: stage_config(
             backend=system_entry(wildcards.system)["backend"],
@@ -57,7 +57,7 @@ rule ensemble:
             members=config["ensembles"][wildcards.ensemble]["systems"],
             decision=config["ensembles"][wildcards.ensemble]["decision"],
         ),
-        code=code_digest("ensemble.py"),
+        code=code_of("ensemble.py"),
     script:
         "../workflow_scripts/ensemble.py"
 
@@ -84,8 +84,8 @@ rule evaluate:
         "../envs/asdflow.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=30,
+        mem_mb=growing(2000),
+        runtime=growing(30),
     params:
         cfg=lambda wildcards: stage_config(
             year=config["datasets"][wildcards.dataset]["rules_of"],
@@ -117,8 +117,8 @@ rule submit:
         "../envs/asdflow.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=30,
+        mem_mb=growing(2000),
+        runtime=growing(30),
     params:
         cfg=lambda wildcards: stage_config(
             year=config["datasets"][wildcards.dataset]["rules_of"],

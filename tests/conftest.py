@@ -33,7 +33,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 @pytest.fixture(scope="session")
 def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The finished smoke run, made once for all test processes. Work on a copy: others read it."""
-    from asdflow.data.locks import exclusive
+    from asdflow.locks import exclusive
 
     from tests.workflow import snakemake
 

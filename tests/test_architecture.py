@@ -9,7 +9,9 @@ from asdflow.provenance import PACKAGE, code_digest, reached_files
 
 from tests.conftest import REPOSITORY
 
-GROUND = {"errors", "files", "device", "configuration", "ablations", "provenance", "job", "why", "workstation"}
+GROUND = {
+    "errors", "files", "locks", "leases", "device", "configuration", "ablations", "provenance", "job", "why", "workstation",
+}  # fmt: skip
 LAYERS = ["data", "features", "models", "clustering", "training", "detection", "report", "cli"]
 MODULES = sorted(PACKAGE.rglob("*.py"))
 SCRIPTS = sorted((REPOSITORY / "workflow_scripts").glob("*.py"))

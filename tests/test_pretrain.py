@@ -257,22 +257,50 @@ def test_the_teacher_can_be_exported_instead(sources, finished, tmp_path):
 
 def test_accumulation_changes_nothing_but_rounding(sources, finished, tmp_path):
     pretrain({**RECIPE, "accumulate": 2}, sources, None, tmp_path, tmp_path / "c", "cpu")
-    assert_close_weights(tmp_path, finished)
+    assert_same_weights_but_for_rounding(tmp_path, finished)
 
 
-def assert_close_weights(one: Path, two: Path) -> None:
+def assert_same_weights_but_for_rounding(one: Path, two: Path) -> None:
+    """Sums in another order: every weight ends within 1e-4 of the way that its tensor has gone.
+
+    A bias of attention's keys has no gradient (a constant added to all scores changes no attention): what Adam makes of
+    its rounding errors tells nothing.
+    """
     a, b = (load_file(folder / "encoder.safetensors") for folder in (one, two))
     first = build_eat(RECIPE["seed"]).state_dict()
     for key in a:
         moved = (b[key] - first[key]).abs().max().item()
-        assert (a[key] - b[key]).abs().max().item() <= 0.02 * moved, key
+        apart = (a[key] - b[key]).abs()
+        if key.endswith("attn.qkv.bias"):
+            width = len(apart) // 3
+            apart[width : 2 * width] = 0.0
+        assert moved > 0.01 and apart.max().item() <= 1e-4 * moved, key
 
 
 def test_two_processes_give_the_result_of_one(sources, finished, tmp_path):
     pretrain(RECIPE, sources, None, tmp_path, tmp_path / "c", "cpu", devices=2)
-    assert_close_weights(tmp_path, finished)
-    history = pd.read_parquet(tmp_path / "history.parquet")
-    assert history["step"].max() == 8
+    assert_same_weights_but_for_rounding(tmp_path, finished)
+    tables = [
+        pd.read_parquet(folder / "history.parquet").query("metric in ['loss', 'gradient_norm', 'similarity']")
+        for folder in (tmp_path, finished)
+    ]
+    assert tables[0]["step"].tolist() == tables[1]["step"].tolist() and len(tables[0]) == 12
+    assert tables[0]["value"].to_numpy() == pytest.approx(tables[1]["value"].to_numpy(), rel=1e-4)
+    assert list(tmp_path.glob(".*")) == []
+
+
+def test_several_nodes_need_slurm(sources, tmp_path, monkeypatch):
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    with pytest.raises(InputError, match="needs a SLURM allocation"):
+        pretrain(RECIPE, sources, None, tmp_path, tmp_path / "c", "cpu", nodes=2)
+
+
+def test_more_gpus_than_there_are_is_refused(sources, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "made up")
+    with pytest.raises(InputError, match="training_devices: 2, and this job sees 1 GPU"):
+        pretrain(RECIPE, sources, None, tmp_path, tmp_path / "c", "cuda", devices=2)
 
 
 # ------------------------------------------------------------------------------------------------- resuming

@@ -22,6 +22,8 @@ def main(smk: Any) -> None:
         output=Path(smk.output.weights).parent,
         checkpoint_dir=Path(smk.params.checkpoints),
         device=smk.config["device"],
+        devices=smk.resources.devices,
+        nodes=smk.resources.nodes,
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from asdflow.errors import InputError
+from asdflow.leases import leased_gpus
 
 PACE = ("log_every", "checkpoint_minutes")
 """Settings that say when a training stage writes log lines and checkpoints. No result depends on them, so they are kept out of
@@ -22,14 +23,14 @@ def with_pace(settings: Mapping[str, Any], configured: Mapping[str, Any]) -> dic
 
 
 def run_stage(main: Callable[[Any], None], smk: Any) -> None:
-    """Call `main(smk)` with logging to the terminal and to the rule's log file.
+    """Call `main(smk)` with logging to the terminal and to the rule's log file, and with GPUs of its own where it wants some.
 
     An InputError is shown as its message alone and ends the process with exit code 1; any other error keeps its traceback.
 
     Parameters
     ----------
     main : the script's function.
-    smk : the object Snakemake gives to scripts (`log`, `threads`, `rule`, `wildcards`).
+    smk : the object Snakemake gives to scripts (`log`, `threads`, `resources`, `rule`, `wildcards`).
     """
     log_file = Path(str(smk.log[0])) if smk.log else None
     _start_logging(log_file, _job_name(smk))
@@ -37,7 +38,8 @@ def run_stage(main: Callable[[Any], None], smk: Any) -> None:
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(int(smk.threads))
     try:
-        main(smk)
+        with leased_gpus(int(smk.resources.get("gpu", 0))):
+            main(smk)
     except InputError as error:
         logging.getLogger("asdflow").error("%s", error)
         raise SystemExit(1) from None

@@ -13,7 +13,7 @@ from typing import Any
 import requests
 
 from asdflow.data.archives import Archive, archive_folder, contents_path, record_path
-from asdflow.data.locks import exclusive, is_held, one_of, sweep
+from asdflow.locks import exclusive, is_held, one_of, sweep
 from asdflow.data.transfer import DownloadSettings as DownloadSettings
 from asdflow.data.transfer import (
     InterruptedTransferError,

@@ -19,7 +19,6 @@ import requests
 from asdflow.data.archives import archive_folder, plan_archives
 from asdflow.data.download import WHOLE_FETCHES
 from asdflow.data.evaluation_labels import LABEL_COLUMNS
-from asdflow.data.locks import exclusive, sweep
 from asdflow.data.naming import ClipName, UnknownNameError, attribute_label, parse_clip_name
 from asdflow.data.transfer import (
     DownloadSettings,
@@ -30,6 +29,7 @@ from asdflow.data.transfer import (
 )
 from asdflow.errors import InputError
 from asdflow.files import atomic_path, file_digest
+from asdflow.locks import exclusive, sweep
 
 log = logging.getLogger(__name__)
 

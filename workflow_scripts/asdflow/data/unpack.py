@@ -17,7 +17,7 @@ from typing import Any
 from asdflow.data.archives import Archive, archive_folder, contents_path, plan_archives
 from asdflow.data.download import archive_file, archive_record
 from asdflow.data.listing import AUDIO_SUFFIXES
-from asdflow.data.locks import exclusive, sweep
+from asdflow.locks import exclusive, sweep
 from asdflow.data.transfer import DownloadSettings
 from asdflow.errors import InputError
 from asdflow.files import write_text

@@ -24,6 +24,8 @@ FORMAT = "asdflow-checkpoint-1"
 KEPT = 2
 """So many checkpoints stay on disk: when the newest is damaged, the one before it is taken."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+REPEAT_AFTER_S = 2.0
+"""Signals that follow sooner are the same wish: schedulers tell every process of a job, and these tell each other."""
 
 
 class Checkpoints:
@@ -47,6 +49,7 @@ class Checkpoints:
         text = json.dumps(self.identity, sort_keys=True, default=str)
         self.identity_digest = hashlib.sha256(text.encode()).hexdigest()[:8]
         self.signal: int | None = None
+        self._signalled = 0.0
         self._last = time.monotonic()
         self._handlers: dict[signal.Signals, Any] = {}
 
@@ -62,9 +65,10 @@ class Checkpoints:
             signal.signal(number, handler)
 
     def _catch(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
+        if self.signal is None:
+            self.signal, self._signalled = number, time.monotonic()
+        elif time.monotonic() - self._signalled > REPEAT_AFTER_S:
             raise KeyboardInterrupt  # asked twice: leave at once
-        self.signal = number
 
     @property
     def due(self) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from asdflow.provenance import code_digest
 from asdflow.training.checkpoint import Checkpoints
 from asdflow.training.masking import Masks, inverse_block_masks, kept_patches, step_seed
 from asdflow.training.memory import keep_freed_memory
+from asdflow.training.processes import is_part, make_fabric, run_together
 from asdflow.training.progress import Progress
 from asdflow.training.sampling import BatchPlan, training_items
 from asdflow.training.schedule import annealed_decay, cosine_with_warmup
@@ -54,7 +54,7 @@ Sources = Mapping[str, tuple[Path, Sequence[Path]]]
 
 
 class Job(NamedTuple):
-    """What a process needs to know; plain, so that it can be sent to other processes."""
+    """What a process needs to know."""
 
     settings: dict[str, Any]
     sources: dict[str, tuple[Path, tuple[Path, ...]]]
@@ -62,13 +62,23 @@ class Job(NamedTuple):
     output: Path
     checkpoint_dir: Path
 
+    def as_plain(self) -> dict[str, Any]:
+        """The same as arguments of `pretrain` that can be sent to other processes."""
+        sources = {
+            name: [str(clips), [str(path) for path in features]]
+            for name, (clips, features) in self.sources.items()
+        }
+        paths = {"output": str(self.output), "checkpoint_dir": str(self.checkpoint_dir)}
+        init = None if self.init is None else str(self.init)
+        return {"settings": self.settings, "sources": sources, "init": init, **paths}
+
 
 def pretrain(
     settings: Mapping[str, Any],
     sources: Sources,
-    init: Path | None,
-    output: Path,
-    checkpoint_dir: Path,
+    init: Path | str | None,
+    output: Path | str,
+    checkpoint_dir: Path | str,
     device: str,
     devices: int = 1,
     nodes: int = 1,
@@ -83,7 +93,7 @@ def pretrain(
     init : directory of the encoder to start from; None starts from random weights.
     checkpoint_dir : where an interrupted run finds its checkpoints; emptied when the run has ended.
     device : "auto", "cpu" or "cuda". devices, nodes : processes per node and nodes; the result is that of one
-        process with the same batch_size, up to rounding.
+        process with the same batch_size, up to rounding. Several nodes need a SLURM allocation.
 
     Raises InputError for settings that do not fit together, missing training clips, foreign encoders, divergence;
     SystemExit after SIGTERM or SIGINT, with a checkpoint written.
@@ -93,26 +103,25 @@ def pretrain(
     """
     _check_settings(settings, devices * nodes)
     plain = {name: (Path(clips), tuple(map(Path, features))) for name, (clips, features) in sources.items()}
-    job = Job(dict(settings), plain, init, Path(output), Path(checkpoint_dir))
+    job = Job(dict(settings), plain, Path(init) if init else None, Path(output), Path(checkpoint_dir))
+    if devices * nodes > 1 and not is_part():
+        _check_devices(device, devices)
+        arguments = {**job.as_plain(), "device": device, "devices": devices, "nodes": nodes}
+        return run_together(f"{__name__}:pretrain", arguments, devices, nodes, job.output)
     target = pick_device(device)
     bf16 = settings["precision"] == "bf16" or (settings["precision"] == "auto" and target.type == "cuda")
-    fabric = Fabric(
-        accelerator=target.type,
-        devices=devices,
-        num_nodes=nodes,
-        strategy=_strategy(devices * nodes),
-        precision="bf16-mixed" if bf16 else "32-true",
-    )
+    fabric = make_fabric(target, devices, nodes, "bf16-mixed" if bf16 else "32-true")
     launch: Callable[..., Any] = fabric.launch  # Lightning's annotation forgets the function's own arguments
     launch(_train, job)
 
 
-def _strategy(processes: int) -> str:
-    """DDP where there are several processes; they are started here unless SLURM or torchrun has started them."""
-    if processes == 1:
-        return "auto"
-    started = int(os.environ.get("SLURM_NTASKS", "1")) > 1 or "TORCHELASTIC_RUN_ID" in os.environ
-    return "ddp" if started else "ddp_spawn"
+def _check_devices(device: str, devices: int) -> None:
+    there = torch.cuda.device_count()
+    if pick_device(device).type == "cuda" and there < devices:
+        raise InputError(
+            f"training_devices: {devices}, and this job sees {there} GPU{'' if there == 1 else 's'}",
+            remedy=f"let jobs have them with --resources gpu={devices}, or lower training_devices",
+        )
 
 
 def _check_settings(settings: Mapping[str, Any], processes: int) -> None:
@@ -342,6 +351,7 @@ class Run:
             with self.fabric.no_backward_sync(self.model, enabled=i + 1 < len(parts)):
                 for name, value in self._forward_backward(step, part, 1.0 / len(parts)).items():
                     metrics[name] = metrics.get(name, 0.0) + value / len(parts)
+        metrics = self._over_all_clips(metrics)
         metrics["gradient_norm"] = nn.utils.clip_grad_norm_(self.student.parameters(), settings["clip_norm"])
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
@@ -353,6 +363,17 @@ class Run:
         )
         if averages is not None:
             name_collapse(averages)
+
+    def _over_all_clips(self, metrics: dict[str, Tensor | float]) -> dict[str, Tensor | float]:
+        """The mean over the processes of what each has measured on its share of the batch."""
+        if self.fabric.world_size == 1:
+            return metrics
+        values = torch.stack(
+            [torch.as_tensor(value, device=self.fabric.device) for value in metrics.values()]
+        )
+        mean = self.fabric.all_reduce(values, reduce_op="mean")
+        assert isinstance(mean, Tensor)
+        return dict(zip(metrics, mean.unbind(), strict=True))
 
     def _forward_backward(self, step: int, part: Batch, weight: float) -> dict[str, Tensor]:
         """Add a part's gradients; returns its figures."""

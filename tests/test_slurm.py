@@ -1,0 +1,178 @@
+"""The workflow on a real SLURM: submitted by its profile, cancelled and requeued in mid-training, equal to the local run."""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.conftest import REPOSITORY
+from tests.slurm_cluster import end_with_parent, missing_programs, pausing, running_cluster, wait_for
+from tests.workflow import SNAKEMAKE, snakemake
+
+MISSING = missing_programs()
+pytestmark = pytest.mark.skipif(
+    bool(MISSING) and not os.environ.get("ASDFLOW_EXPECT_SLURM"),
+    reason=f"SLURM is not here (Debian: slurm-wlm, munge): no {', '.join(MISSING)}",
+)
+
+SMOKE = REPOSITORY / "configs" / "smoke.yaml"
+UPDATES = 20  # of pre-training and of fine-tuning in the smoke run
+PAUSES = {"pretrain/eat_small": 12, "finetune/demo/attribute_aware/seed_0": 7}
+PROFILE = ["--workflow-profile", str(REPOSITORY / "profiles" / "slurm")]
+# Of the profile's values only those that are the cluster's: this machine's cores, its memory, how soon to look.
+HERE = ["--cores", "2", "--resources", "mem_mb=8000", "--slurm-init-seconds-before-status-checks", "3"]
+GPUS = ["--set-resources", "pretrain:gpu=1", "finetune:gpu=1", "embed:gpu=1"]
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory):
+    """The same run on this machine alone."""
+    folder = tmp_path_factory.mktemp("local")
+    done = snakemake(folder, "--config", "device=cpu", overlays=[SMOKE])
+    assert done.returncode == 0, done.stdout[-4000:]
+    return folder / "results-smoke"
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    assert not MISSING, f"ASDFLOW_EXPECT_SLURM is set, but there is no {', '.join(MISSING)}"
+    with running_cluster() as cluster:
+        yield cluster
+
+
+class Submitted:
+    """A run of the workflow on the cluster, in the background; its output goes to a file."""
+
+    def __init__(self, cluster, folder: Path, overlays, *arguments: str) -> None:
+        self.folder, self.output = folder, folder / "snakemake.log"
+        command = [*SNAKEMAKE, "--directory", str(folder), *PROFILE, *HERE, *arguments]
+        command += ["--config", "device=cpu"]
+        command += ["--configfile", str(REPOSITORY / "config.yaml"), *map(str, overlays)]
+        environment = {**cluster.environment, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        environment |= pausing(folder / "pauses", PAUSES)
+        with self.output.open("w") as log:
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, env=environment, preexec_fn=end_with_parent
+            )
+
+    @property
+    def results(self) -> Path:
+        return self.folder / "results-smoke"
+
+    def log(self) -> str:
+        return self.output.read_text()
+
+    def until(self, what: str, condition) -> None:
+        """Wait for something to happen in this run, which must not have ended before."""
+
+        def happened() -> bool:
+            found = condition()
+            assert found or self.process.poll() is None, f"ended before {what}:\n{self.log()[-6000:]}"
+            return bool(found)
+
+        wait_for(what, happened, seconds=400)
+
+    def end(self) -> None:
+        try:
+            code = self.process.wait(400)
+        finally:
+            self.process.kill()
+        assert code == 0, self.log()[-6000:]
+
+
+@pytest.fixture(scope="module")
+def finished(cluster, tmp_path_factory):
+    """The run on the cluster: pre-training cancelled once, a fine-tuning requeued once, both in the middle."""
+    run = Submitted(cluster, tmp_path_factory.mktemp("cluster"), [SMOKE], *GPUS)
+    pretraining, finetuning = (run.folder / "pauses" / part for part in PAUSES)
+    try:
+        run.until("pre-training to reach its pause", pretraining.exists)
+        cancelled = pretraining.read_text()
+        cluster.ask("scancel", cancelled)
+        run.until("fine-tuning to reach its pause", finetuning.exists)
+        requeued = finetuning.read_text()
+        cluster.ask("scontrol", "requeue", requeued)
+        run.until("the job in the queue again", lambda: "Reason=BeginTime" in cluster.show(requeued))
+        cluster.ask(
+            "scontrol", "update", f"jobid={requeued}", "StartTime=now"
+        )  # SLURM would wait two minutes
+        run.end()
+    finally:
+        run.process.kill()
+    return run, cancelled, requeued
+
+
+def scores(results: Path) -> dict[str, pd.DataFrame]:
+    files = sorted(results.glob("demo/*/seed_*/scores.parquet"))
+    return {str(path.relative_to(results)): pd.read_parquet(path) for path in files}
+
+
+def test_the_run_ends_with_the_scores_of_the_local_one(finished, local):
+    run, _, _ = finished
+    ours, theirs = scores(run.results), scores(local)
+    assert len(ours) == 6 and ours.keys() == theirs.keys()
+    for name in ours:
+        pd.testing.assert_frame_equal(ours[name], theirs[name], check_exact=True)
+    for name in ("demo/metrics.csv", "demo/official_scores.csv"):
+        assert (run.results / name).read_bytes() == (local / name).read_bytes()
+    weights = "encoders/eat_small/encoder.safetensors"
+    assert (run.results / weights).read_bytes() == (local / weights).read_bytes()
+    assert (run.results / "report" / "index.html").is_file()
+
+
+def test_a_cancelled_pre_training_saved_a_checkpoint_and_the_next_submission_continued_from_it(finished):
+    run, cancelled, _ = finished
+    [first_life] = run.folder.glob(f".snakemake/slurm_logs/rule_pretrain/*/{cancelled}.log")
+    assert "Stopped by SIGTERM after update 12" in first_life.read_text()
+    assert f"SLURM-job '{cancelled}' failed, SLURM status is: 'CANCELLED'" in run.log()
+    second_life = (run.results / "logs/pretrain/eat_small.log").read_text()
+    assert "Continuing after update 12 " in second_life and "update 20/20" in second_life
+
+
+def test_a_requeued_fine_tuning_continued_under_its_own_number(finished, cluster):
+    run, _, requeued = finished
+    job = cluster.show(requeued)
+    assert "Restarts=1" in job and "JobState=COMPLETED" in job
+    log = (run.results / "logs/finetune/demo/attribute_aware/seed_0.log").read_text()
+    assert "Continuing after update 7 " in log
+
+
+def test_short_jobs_share_submissions(finished, cluster):
+    """Jobs by the number that Snakemake planned, submissions by the calls of sbatch; one more for the cancelled job."""
+    run, _, _ = finished
+    [jobs] = re.findall(r"^total +(\d+)$", run.log(), flags=re.M)[:1]
+    submissions = cluster.calls("sbatch")
+    assert int(jobs) >= 30 and len(submissions) - 1 <= int(jobs) / 2
+    assert sum("rule_score" in call or "rule_extract_features" in call for call in submissions) == 0
+    assert any("--array=1-" in call for call in submissions)
+
+
+def test_gpus_are_asked_for_and_a_job_is_requeued_if_it_must_give_way(finished, cluster):
+    calls = [call for call in cluster.calls("sbatch") if "rule_pretrain" in call]
+    assert len(calls) == 2  # the first and the one after the cancellation
+    for call in calls:
+        assert " --gpus=1" in call and " --requeue" in call and " --signal=TERM@120" in call
+    memory = [int(re.search(r" --mem (\d+)", call)[1]) for call in calls]
+    assert memory[1] == 2 * memory[0]
+
+
+def test_pre_training_on_two_nodes_ends_like_the_local_one(finished, local, cluster, tmp_path):
+    """Two tasks, one on each node, started by srun: the same encoder but for rounding."""
+    run, _, _ = finished
+    overlay = tmp_path / "two_nodes.yaml"
+    overlay.write_text(f"training_nodes: 2\nresults_dir: {tmp_path}/results\n")
+    again = Submitted(cluster, run.folder, [SMOKE, overlay], "--until", "pretrain")
+    again.end()
+    call = cluster.calls("sbatch")[-1]
+    assert " --nodes=2 " in call and " --ntasks=2 " in call and " --ntasks-per-node=1 " in call
+    step = next(call for call in reversed(cluster.calls("srun")) if "asdflow.training.processes" in call)
+    assert "--nodes=2 --ntasks=2 --ntasks-per-node=1" in step
+    tables = [
+        pd.read_parquet(folder / "encoders/eat_small/history.parquet")
+        for folder in (tmp_path / "results", local)
+    ]
+    loss, expected = (table.query("metric == 'loss'")["value"].to_numpy() for table in tables)
+    assert len(loss) == 4 and loss == pytest.approx(expected, rel=1e-4)
