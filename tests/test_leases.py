@@ -1,5 +1,7 @@
 """GPU leases: jobs that run side by side get devices of their own, wait for one another, and give theirs back however they end."""
 
+import functools
+import logging
 import os
 import signal
 import subprocess
@@ -8,7 +10,7 @@ import threading
 from types import SimpleNamespace
 
 import pytest
-from asdflow import leases
+from asdflow import job, leases
 from asdflow.job import run_stage
 from asdflow.leases import VISIBLE, leased_gpus, machine_gpus
 
@@ -37,6 +39,7 @@ def start_holder(folder, count=1):
         [sys.executable, "-c", HOLD, str(folder), str(count)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
     )  # fmt: skip
+    assert process.stdout is not None
     return process, process.stdout.readline().strip()
 
 
@@ -63,7 +66,7 @@ def test_a_job_waits_until_as_many_are_free_as_it_wants(tmp_path, caplog, monkey
     process, _ = start_holder(tmp_path, count=2)
     got, waiting = [], threading.Event()
 
-    class Seen(leases.logging.Handler):
+    class Seen(logging.Handler):
         def emit(self, record):
             if "Waiting for a free GPU" in record.getMessage():
                 waiting.set()
@@ -110,7 +113,7 @@ def test_within_a_slurm_job_slurm_has_chosen(tmp_path, monkeypatch):
 
 def test_a_job_that_asks_for_a_gpu_runs_with_its_lease(tmp_path, monkeypatch):
     monkeypatch.setattr(leases, "machine_gpus", lambda: ["0", "1"])
-    monkeypatch.setattr(leased_gpus.__wrapped__, "__defaults__", (None, tmp_path))
+    monkeypatch.setattr(job, "leased_gpus", functools.partial(leased_gpus, folder=tmp_path))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     seen = {}
     for gpus in (0, 1):

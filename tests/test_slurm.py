@@ -13,10 +13,13 @@ from tests.slurm_cluster import end_with_parent, missing_programs, pausing, runn
 from tests.workflow import SNAKEMAKE, snakemake
 
 MISSING = missing_programs()
-pytestmark = pytest.mark.skipif(
-    bool(MISSING) and not os.environ.get("ASDFLOW_EXPECT_SLURM"),
-    reason=f"SLURM is not here (Debian: slurm-wlm, munge): no {', '.join(MISSING)}",
-)
+pytestmark = [
+    pytest.mark.skipif(
+        bool(MISSING) and not os.environ.get("ASDFLOW_EXPECT_SLURM"),
+        reason=f"SLURM is not here (Debian: slurm-wlm, munge): no {', '.join(MISSING)}",
+    ),
+    pytest.mark.timeout(1500),  # minutes on a quiet machine; the first test pays for the whole run
+]
 
 SMOKE = REPOSITORY / "configs" / "smoke.yaml"
 UPDATES = 20  # of pre-training and of fine-tuning in the smoke run
@@ -155,7 +158,7 @@ def test_gpus_are_asked_for_and_a_job_is_requeued_if_it_must_give_way(finished, 
     assert len(calls) == 2  # the first and the one after the cancellation
     for call in calls:
         assert " --gpus=1" in call and " --requeue" in call and " --signal=TERM@120" in call
-    memory = [int(re.search(r" --mem (\d+)", call)[1]) for call in calls]
+    memory = [int(re.findall(r" --mem (\d+)", call)[0]) for call in calls]
     assert memory[1] == 2 * memory[0]
 
 
