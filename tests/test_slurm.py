@@ -15,8 +15,8 @@ from tests.workflow import SNAKEMAKE, snakemake
 MISSING = missing_programs()
 pytestmark = [
     pytest.mark.skipif(
-        bool(MISSING) and not os.environ.get("ASDFLOW_EXPECT_SLURM"),
-        reason=f"SLURM is not here (Debian: slurm-wlm, munge): no {', '.join(MISSING)}",
+        not os.environ.get("ASDFLOW_EXPECT_SLURM"),
+        reason="minutes on a quiet machine: set ASDFLOW_EXPECT_SLURM=1 (needs root and Debian's slurm-wlm and munge)",
     ),
     pytest.mark.timeout(1500),  # minutes on a quiet machine; the first test pays for the whole run
 ]
