@@ -83,6 +83,8 @@ def test_every_rule_names_its_script_log_benchmark_conda_threads_and_resources()
                 "runtime=",
                 "script:",
             ):
+                if directive in ("output:", "benchmark:", "cfg=", "code=") and rule.split(":")[0] == "why":
+                    continue  # it makes nothing
                 if directive == "code=" and rule.split(":")[0] in FETCHING:
                     continue
                 assert directive in body, f"{path.name}: rule {rule.split(':')[0]} has no {directive}"
