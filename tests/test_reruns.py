@@ -40,7 +40,14 @@ UNTUNED = {"finetune": 1, **scored(1)}
 LABELLED = {"label": 1, "label_unadapted": 1, **tuned(1)}  # the one system that clusters embeddings
 PRETRAINED = {"pretrain": 1, "embed": 1, "label": 1, **tuned(2)}
 EAT_MADE = {"fetch_encoder": 1, **PRETRAINED, "embed": 2, "label_unadapted": 1}
-CATALOGUED = {"catalogue": 1, "find_duplicates": 1, **PRETRAINED, "label": 3, "label_unadapted": 1, **tuned(3)}
+CATALOGUED = {
+    "catalogue": 1,
+    "find_duplicates": 1,
+    **PRETRAINED,
+    "label": 3,
+    "label_unadapted": 1,
+    **tuned(3),
+}
 EXTRACTED = {"extract_features": 6, **CATALOGUED, "embed": 3}
 EVERYTHING = {"synthesize": 1, **EXTRACTED, "fetch_encoder": 2}
 MADE_AGAIN = {rule: n for rule, n in EVERYTHING.items() if rule != "fetch_encoder"}
