@@ -26,7 +26,7 @@ def finished(tmp_path_factory):
 
 def explained(folder, change=None):
     overlay = folder / "overlay.yaml"
-    overlay.write_text(yaml.safe_dump(merge(read_yaml(SMOKE), change or {})))
+    overlay.write_text(yaml.safe_dump(merge(read_yaml(SMOKE), change or {}), sort_keys=False))
     return explain(plan(REPOSITORY / "Snakefile", folder, [REPOSITORY / "config.yaml", overlay]))
 
 
