@@ -12,6 +12,7 @@ import pandas as pd
 
 from asdflow.features.embeddings import read_embeddings
 from asdflow.report import evidence, figures
+from asdflow.report.augmented import augmented_clips
 from asdflow.report.book import Book, Choice, Panel, View, environment
 from asdflow.report.dataset import Dataset
 from asdflow.report.findings import Thresholds, alarm_table, finding, stated_rate
@@ -373,7 +374,19 @@ class Pages:
             if dataset.official is not None
         )
         tables = [(found, as_latex(found), as_markdown(found)) for found in made if found is not None]
-        return self._render("ablation.html.j2", dataset=dataset, table=table, shared=shared, ablations=tables)
+        augmented = (
+            []
+            if dataset.clips is None
+            else augmented_clips(dataset.files, dataset.clips, parts, self.inputs.seed)
+        )
+        return self._render(
+            "ablation.html.j2",
+            dataset=dataset,
+            table=table,
+            shared=shared,
+            ablations=tables,
+            augmented=augmented,
+        )
 
 
 def _unit(metric: str) -> str:
