@@ -253,6 +253,21 @@ def test_the_parts_table_shows_what_differs_and_names_what_does_not():
     assert shared == "encoder eat"
 
 
+def test_titles_stand_below_the_scores_and_an_upper_bound_is_marked(inputs: ReportInputs, tmp_path: Path):
+    record = json.loads(Path(str(inputs.provenance)).read_text())
+    first, second, *_ = record["systems"]
+    record["systems"][first] |= {
+        "title": "Stands in for <it>",
+        "labels": {"kind": "hidden_attributes"},
+    }
+    (tmp_path / "provenance.json").write_text(json.dumps(record))
+    build_report(replace(inputs, provenance=tmp_path / "provenance.json"), tmp_path / "index.html")
+    words = re.sub(r"<[^>]+>", "", (tmp_path / "index.html").read_text())
+    assert "Stands in for &lt;it&gt;" in words
+    assert f"{first}: an upper bound that learns from the true hidden attributes" in words
+    assert f"{second}: an upper bound" not in words
+
+
 def test_each_augmentation_of_a_recipe_is_shown_once_on_one_training_clip(inputs: ReportInputs):
     files = inputs.datasets[0]
     clips = pd.read_parquet(files.clips)

@@ -12,7 +12,7 @@ import soundfile
 import yaml
 from asdflow import provenance
 from asdflow.configuration import merge, read_yaml
-from asdflow_plan.plan import plan, planned_workflow
+from asdflow_plan.plan import planned_jobs, planned_workflow
 
 from tests.conftest import REPOSITORY
 from tests.pretended_run import pretend_run
@@ -195,7 +195,8 @@ def finished(smoke_run, checkout, tmp_path_factory):
 def jobs(checkout, directory, *overlays, config=None):
     """Rule -> number of jobs that would run."""
     files = [checkout / "config.yaml", *overlays]
-    return dict(Counter(job.rule for job in plan(checkout / "Snakefile", directory, files, config)))
+    with planned_workflow(checkout / "Snakefile", directory, files, config) as workflow:
+        return dict(Counter(job.rule for job in planned_jobs(workflow)))
 
 
 def smoke_files(checkout):

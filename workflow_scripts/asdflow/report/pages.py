@@ -123,6 +123,9 @@ class Pages:
             dataset.files.published_set, dataset.machines
         )
         values["facts"] = self._facts(dataset)
+        parts = system_parts(self.provenance, dataset.systems)
+        values["titles"] = {name: part["title"] for name, part in parts.items() if part.get("title")}
+        values["upper_bounds"] = [name for name, part in parts.items() if _knows_hidden_attributes(part)]
         values["id"] = f"d{len(self.views)}"
         compared = [] if dataset.significance is None else list(dataset.significance["system"])
         values["baseline_known"] = dataset.baseline in compared
@@ -399,6 +402,11 @@ def system_parts(provenance: Mapping[str, Any], systems: Sequence[str]) -> dict[
         if isinstance(known, dict):
             return {name: known[name] for name in systems if isinstance(known.get(name), dict)}
     return {}
+
+
+def _knows_hidden_attributes(part: Mapping[str, Any]) -> bool:
+    labels = part.get("labels")
+    return isinstance(labels, Mapping) and labels.get("kind") == "hidden_attributes"
 
 
 def _merges(linkage: np.ndarray, cut: float) -> list[list[Cell]]:
