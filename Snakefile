@@ -27,6 +27,9 @@ localrules:
     fetch_encoder,
 
 
+share_between_checkouts("fetch_encoder", "extract_features", "pretrain")
+
+
 rule all:
     default_target: True
     input:

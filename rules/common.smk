@@ -4,6 +4,7 @@ import sys
 import time
 from pathlib import Path
 
+from snakemake.caching.rule import RuleCache
 from snakemake.exceptions import WorkflowError
 
 BASE = Path(workflow.basedir)
@@ -305,10 +306,14 @@ def catalogue_settings(name: str) -> dict:
     )
 
 
-def extraction_settings(name: str) -> dict:
-    """What decides, besides the recordings, which clips a machine has and how they are read."""
-    settings = catalogue_settings(name)
-    return {key: settings[key] for key in ("audio", "auxiliary", "path")}
+def extraction_settings(wildcards) -> dict:
+    """What decides, besides the recordings, which clips a machine has, how they are read, and what is made of them."""
+    settings = catalogue_settings(wildcards.dataset)
+    return stage_config(
+        **{key: settings[key] for key in ("audio", "auxiliary", "path")},
+        machines=[wildcards.machine],
+        front_end=wildcards.front_end,
+    )
 
 
 def extraction_inputs(wildcards) -> dict:
@@ -690,6 +695,20 @@ def report_config() -> dict:
 
 
 # ------------------------------------------------------------------ the run as a whole
+
+
+def share_between_checkouts(*names: str) -> None:
+    """With `snakemake --cache`, keep what these rules make in the folder $SNAKEMAKE_OUTPUT_CACHE, and take from there what it has.
+
+    Not by the directive `cache`, which warns in every run without it and goes with no benchmark: a shared result has none.
+    """
+    if workflow.workflow_settings.cache is None:
+        return
+    for name in names:
+        shared = workflow.get_rule(name)
+        shared.benchmark = None
+        shared.cache = RuleCache.from_rule(shared, "omit-software")
+
 
 running = []
 started = time.monotonic()

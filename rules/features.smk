@@ -18,7 +18,7 @@ rule extract_features:
         mem_mb=growing(2000),
         runtime=growing(60),
     params:
-        cfg=lambda wildcards: extraction_settings(wildcards.dataset),
+        cfg=lambda wildcards: extraction_settings(wildcards),
         recordings=lambda wildcards: recordings_key(
             wildcards.dataset, wildcards.machine
         ),

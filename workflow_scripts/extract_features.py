@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 
 def main(smk: Any) -> None:
-    settings = {**smk.params.cfg, "machines": [smk.wildcards.machine]}
+    settings = smk.params.cfg
     clips, _ = build_catalogue(Path(settings["path"]), settings, workers=smk.threads)
     extract_features(
         clips,
-        front_end=smk.wildcards.front_end,
+        front_end=settings["front_end"],
         audio=settings["audio"],
         output=Path(smk.output.features),
         workers=smk.threads,
