@@ -59,6 +59,7 @@ rule models:
 
 
 onstart:
+    check_arrays()
     running.append(hold_results_folder())
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from tests.conftest import REPOSITORY
 from tests.slurm_cluster import end_with_parent, missing_programs, pausing, running_cluster, wait_for
-from tests.workflow import SNAKEMAKE, snakemake
+from tests.workflow import SNAKEMAKE
 
 MISSING = missing_programs()
 pytestmark = [
@@ -31,12 +32,9 @@ GPUS = ["--set-resources", "pretrain:gpu=1", "finetune:gpu=1", "embed:gpu=1"]
 
 
 @pytest.fixture(scope="module")
-def local(tmp_path_factory):
+def local(smoke_run):
     """The same run on this machine alone."""
-    folder = tmp_path_factory.mktemp("local")
-    done = snakemake(folder, "--config", "device=cpu", overlays=[SMOKE])
-    assert done.returncode == 0, done.stdout[-4000:]
-    return folder / "results-smoke"
+    return smoke_run / "results-smoke"
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +114,7 @@ def scores(results: Path) -> dict[str, pd.DataFrame]:
 def test_the_run_ends_with_the_scores_of_the_local_one(finished, local):
     run, _, _ = finished
     ours, theirs = scores(run.results), scores(local)
-    assert len(ours) == 6 and ours.keys() == theirs.keys()
+    assert len(ours) == 12 and ours.keys() == theirs.keys()
     for name in ours:
         pd.testing.assert_frame_equal(ours[name], theirs[name], check_exact=True)
     for name in ("demo/metrics.csv", "demo/official_scores.csv"):
@@ -165,6 +163,9 @@ def test_gpus_are_asked_for_and_a_job_is_requeued_if_it_must_give_way(finished, 
 def test_pre_training_on_two_nodes_ends_like_the_local_one(finished, local, cluster, tmp_path):
     """Two tasks, one on each node, started by srun: the same encoder but for rounding."""
     run, _, _ = finished
+    for part in ("demo/features", "encoders/eat_small_unadapted"):
+        shutil.copytree(run.results / part, tmp_path / "results" / part)
+    shutil.copy2(run.results / "demo/clips.parquet", tmp_path / "results/demo")
     overlay = tmp_path / "two_nodes.yaml"
     overlay.write_text(f"training_nodes: 2\nresults_dir: {tmp_path}/results\n")
     again = Submitted(cluster, run.folder, [SMOKE, overlay], "--until", "pretrain")
