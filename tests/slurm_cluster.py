@@ -26,7 +26,6 @@ SlurmctldHost={host}(127.0.0.1)
 SlurmUser=root
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket
-CryptoType=crypto/munge
 SlurmctldPort={ports[0]}
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool.%n
@@ -200,6 +199,7 @@ def write_configuration(folder: Path) -> dict[str, str]:
     text = CONFIGURATION.format(host=host, folder=folder, nodes=NODES, ports=free_ports(3))
     (folder / "slurm.conf").write_text(text, encoding="utf-8")
     (folder / "gres.conf").write_text(GPUS, encoding="utf-8")
+    (folder / "cgroup.conf").write_text(f"CgroupPlugin={idle_cgroup_plugin()}\n", encoding="utf-8")
     for name in CLIENTS:
         client = folder / "bin" / name
         client.write_text(CLIENT.format(name=name, folder=folder, program=find(name)), encoding="utf-8")
@@ -207,6 +207,14 @@ def write_configuration(folder: Path) -> dict[str, str]:
     (folder / "calls").touch()
     # a cluster's network knows its nodes by name; here the first one is this machine
     return {**os.environ, "PATH": f"{folder}/bin:{os.environ['PATH']}", "MASTER_ADDR": "127.0.0.1"}
+
+
+def idle_cgroup_plugin() -> str:
+    """The plugin with which slurmd starts where no cgroups are mounted; none are used."""
+    slurmd = find("slurmd")
+    assert slurmd is not None
+    version = subprocess.run([slurmd, "-V"], capture_output=True, text=True, check=True).stdout.split()[1]
+    return "cgroup/v1" if int(version.split(".")[0]) < 23 else "disabled"
 
 
 def munge_options(folder: Path) -> list[str]:

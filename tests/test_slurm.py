@@ -14,11 +14,13 @@ from tests.slurm_cluster import end_with_parent, missing_programs, pausing, runn
 from tests.workflow import SNAKEMAKE
 
 MISSING = missing_programs()
+WHY_NOT = (
+    f"no {', '.join(MISSING)} here: needs root and Debian's slurm-wlm and munge"
+    if MISSING
+    else "takes minutes: set ASDFLOW_EXPECT_SLURM=1, as .ci/run does"
+)
 pytestmark = [
-    pytest.mark.skipif(
-        not os.environ.get("ASDFLOW_EXPECT_SLURM"),
-        reason="minutes on a quiet machine: set ASDFLOW_EXPECT_SLURM=1 (needs root and Debian's slurm-wlm and munge)",
-    ),
+    pytest.mark.skipif(not os.environ.get("ASDFLOW_EXPECT_SLURM"), reason=WHY_NOT),
     pytest.mark.timeout(1500),  # minutes on a quiet machine; the first test pays for the whole run
 ]
 
