@@ -21,15 +21,16 @@ WHY_NOT = (
 )
 pytestmark = [
     pytest.mark.skipif(not os.environ.get("ASDFLOW_EXPECT_SLURM"), reason=WHY_NOT),
-    pytest.mark.timeout(1500),  # minutes on a quiet machine; the first test pays for the whole run
+    pytest.mark.timeout(2400),  # minutes on a quiet machine; the first test pays for the whole run
 ]
 
 SMOKE = REPOSITORY / "configs" / "smoke.yaml"
 UPDATES = 20  # of pre-training and of fine-tuning in the smoke run
 PAUSES = {"pretrain/eat_small": 12, "finetune/demo/attribute_aware/seed_0": 7}
 PROFILE = ["--workflow-profile", str(REPOSITORY / "profiles" / "slurm")]
-# Of the profile's values only those that are the cluster's: this machine's cores, its memory, how soon to look.
+# Of the profile's values only those that are the cluster's: this machine's cores, its memory, groups that keep both nodes busy.
 HERE = ["--cores", "2", "--resources", "mem_mb=8000", "--slurm-init-seconds-before-status-checks", "3"]
+HERE += ["--group-components", "recordings=1", "features=3", "labels=2", "scores=4", "results=20"]
 GPUS = ["--set-resources", "pretrain:gpu=1", "finetune:gpu=1", "embed:gpu=1"]
 
 
@@ -76,11 +77,11 @@ class Submitted:
             assert found or self.process.poll() is None, f"ended before {what}:\n{self.log()[-6000:]}"
             return bool(found)
 
-        wait_for(what, happened, seconds=400)
+        wait_for(what, happened, seconds=1200)
 
     def end(self) -> None:
         try:
-            code = self.process.wait(400)
+            code = self.process.wait(1200)
         finally:
             self.process.kill()
         assert code == 0, self.log()[-6000:]
