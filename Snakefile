@@ -62,6 +62,7 @@ rule models:
 
 
 onstart:
+    check_arrays()
     running.append(hold_results_folder())
 
 

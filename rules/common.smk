@@ -1,5 +1,6 @@
 # Helpers only: the validated configuration, where files lie, what each stage depends on.
 import functools
+import os
 import sys
 import time
 from pathlib import Path
@@ -11,12 +12,15 @@ BASE = Path(workflow.basedir)
 SCRIPTS = BASE / "workflow_scripts"
 sys.path.insert(0, str(SCRIPTS))
 
-from asdflow import configuration, locks, provenance, workstation
+from asdflow import configuration, locks, provenance, slurm_arrays, workstation
 from asdflow.data import archives
 from asdflow.data.listing import listing_digest, machine_folders
 from asdflow.errors import InputError
 from asdflow.job import PACE
 from asdflow.training.recipes import check_system
+
+# Where Snakemake has been started as a task of a SLURM array, it ends here and the task's own job takes its place.
+slurm_arrays.become_own_job(sys.orig_argv, os.environ)
 
 
 def known_machines(config, system: dict) -> tuple:
@@ -737,6 +741,29 @@ def hold_results_folder():
             f"Another run is writing to '{RESULTS}'. Wait for it, or give this one a folder of its own with --config results_dir=DIR"
         )
     return lock
+
+
+def check_arrays() -> None:
+    """Refuse limits under which jobs that go into an array could be left out of it: the plugin would wait for them without end."""
+    setting = getattr(workflow.executor_settings, "array_jobs", None) or ""
+    arrays = {name.strip() for name in setting.replace(";", ",").split(",")}
+    waiting = list(workflow.dag.needrun_jobs())
+    if not any(job.rule.name in arrays or "all" in arrays for job in waiting):
+        return
+    jobs = {workflow.dag.get_job_group(job) or job for job in waiting}
+    pace = workflow.scheduling_settings.max_jobs_per_timespan
+    limits = {
+        "jobs": workflow.global_resources["_nodes"].value,
+        "max-jobs-per-timespan": pace and pace.max_jobs,
+    }
+    if "gpu" in workflow.global_resources:
+        limits["resources: gpu"] = workflow.global_resources["gpu"].value
+    problems = slurm_arrays.limits_in_the_way(len(jobs), limits)
+    if problems:
+        remedy = "raise them, or take `slurm-array-jobs` out of the profile"
+        raise WorkflowError(
+            str(InputError("These limits are too low for arrays:", problems, remedy))
+        )
 
 
 def run_jobs() -> list:

@@ -1,17 +1,21 @@
 """A real SLURM of two nodes on this machine, with made-up GPUs: started and ended by whoever needs one, without systemd."""
 
 import contextlib
-import ctypes
+import json
 import os
+import random
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests import slurm_daemons
 
 CLIENTS = ("sacct", "sbatch", "scancel", "scontrol", "sinfo", "squeue", "srun")
 NEEDED = ("munged", "slurmctld", "slurmd", *CLIENTS)
@@ -22,7 +26,6 @@ SlurmctldHost={host}(127.0.0.1)
 SlurmUser=root
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket
-CryptoType=crypto/munge
 SlurmctldPort={ports[0]}
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool.%n
@@ -52,19 +55,25 @@ SLURM_CONF={folder}/slurm.conf exec {program} "$@"
 """
 
 PAUSE = """
-import importlib.machinery, os, sys, time
+import asyncio, importlib.machinery, os, sys, time
 from pathlib import Path
 
 class Finder:
     def find_spec(self, name, path=None, target=None):
-        if name != "asdflow.training.checkpoint":
+        if name not in CHANGES:
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path)
         load = spec.loader.exec_module
-        spec.loader.exec_module = lambda module: (load(module), pause(module.Checkpoints))
+        spec.loader.exec_module = lambda module: (load(module), CHANGES[name](module))
         return spec
 
-def pause(checkpoints):
+def look_often(module):
+    async def sleep(self):
+        await asyncio.sleep(1)
+    module.RemoteExecutor.sleep = sleep
+
+def pause(module):
+    checkpoints = module.Checkpoints
     go_on = checkpoints.after_step
     def after_step(self, step, state):
         for part, update in PARTS.items():
@@ -81,6 +90,10 @@ def pause(checkpoints):
         go_on(self, step, state)
     checkpoints.after_step = after_step
 
+CHANGES = {
+    "asdflow.training.checkpoint": pause,
+    "snakemake_interface_executor_plugins.executors.remote": look_often,
+}
 sys.meta_path.insert(0, Finder())
 """
 
@@ -88,9 +101,10 @@ sys.meta_path.insert(0, Finder())
 def pausing(folder: Path, updates: Mapping[str, int]) -> dict[str, str]:
     """Variables for a process whose jobs pause, each once: the training whose checkpoints lie in such a folder after so many updates.
 
+    Snakemake under these variables looks after its jobs every second, instead of ever more seldom up to every three minutes.
     A job that pauses leaves a file of the folder's name with SLURM's number of the job in it, and goes on when a signal comes.
     """
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     text = PAUSE.replace("PARTS", repr(dict(updates))).replace("FOLDER", repr(str(folder)))
     (folder / "sitecustomize.py").write_text(text, encoding="utf-8")
     return {"PYTHONPATH": str(folder)}
@@ -98,7 +112,7 @@ def pausing(folder: Path, updates: Mapping[str, int]) -> dict[str, str]:
 
 def end_with_parent() -> None:
     """In a process about to start: have the kernel end it when the one that started it dies, however that dies."""
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+    slurm_daemons.prctl(slurm_daemons.DEATH_SIGNAL, signal.SIGKILL)
 
 
 def missing_programs() -> list[str]:
@@ -128,52 +142,54 @@ class Cluster:
         lines = (self.folder / "calls").read_text(encoding="utf-8").splitlines()
         return [line for line in lines if line.startswith(f"{program} ")]
 
+    def wait_for(self, what: str, condition: Callable[[], object]) -> None:
+        """As the function of this name; the error shows what the daemons have said."""
+        try:
+            wait_for(what, condition)
+        except AssertionError as error:
+            logs = [f"{log.name}:\n{log.read_text()[-2000:]}" for log in sorted(self.folder.glob("*.log"))]
+            raise AssertionError("\n".join([str(error), *logs])) from None
+
     def show(self, number: str) -> str:
         return self.ask("scontrol", "show", "job", number)
 
 
 @contextlib.contextmanager
 def running_cluster() -> Iterator[Cluster]:
-    """Start munged, slurmctld and two slurmd in a folder of their own, and end them and their jobs afterwards."""
+    """munged, slurmctld and two slurmd in a folder of their own.
+
+    They, their jobs and the folder vanish afterwards, also if this process is killed.
+    """
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))  # short: the path of a socket has a limit
-    folder.chmod(0o755)
-    environment = write_configuration(folder)
-    daemons: list[subprocess.Popen[bytes]] = []
-    cluster = Cluster(folder, environment)
+    cluster = Cluster(folder, write_configuration(folder))
+    keeper = subprocess.Popen(
+        [sys.executable, str(Path(slurm_daemons.__file__)), str(folder)],
+        stdin=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # Ctrl-C is for the tests; this ends when they do
+    )
 
     def start(name: str, *command: str) -> None:
         program = find(command[0])
-        assert program is not None
-        with (folder / f"{name}.log").open("wb") as log:
-            daemons.append(
-                subprocess.Popen(
-                    [program, *command[1:]],
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                    preexec_fn=end_with_parent,
-                )
-            )
+        assert program is not None and keeper.stdin is not None
+        keeper.stdin.write(json.dumps([name, [program, *command[1:]]]) + "\n")
+        keeper.stdin.flush()
 
     try:
         start("munged", "munged", "--foreground", *munge_options(folder))
-        wait_for("munged's socket", (folder / "munge.socket").exists)
+        cluster.wait_for("munged's socket", (folder / "munge.socket").exists)
         start("slurmctld", "slurmctld", "-D", "-i", "-f", f"{folder}/slurm.conf")
         for node in NODES:
             start(node, "slurmd", "-D", "-f", f"{folder}/slurm.conf", "-N", node)
-        wait_for("idle nodes", lambda: nodes_are_idle(cluster))
+        cluster.wait_for("idle nodes", lambda: nodes_are_idle(cluster))
         yield cluster
     finally:
-        if len(daemons) > 1:
-            subprocess.run(["scancel", "--user=root"], env=environment, timeout=30, check=False)
-            with contextlib.suppress(AssertionError):
-                wait_for("no job", lambda: not cluster.ask("squeue", "--noheader"), seconds=30)
-        end(daemons)
-        shutil.rmtree(folder, ignore_errors=True)
+        keeper.communicate(timeout=60)
 
 
 def write_configuration(folder: Path) -> dict[str, str]:
     """Write SLURM's files, a key, and commands that know this cluster; returns the environment that finds them."""
+    folder.chmod(0o755)
     key = folder / "munge.key"
     key.write_bytes(os.urandom(128))
     key.chmod(0o600)
@@ -183,6 +199,7 @@ def write_configuration(folder: Path) -> dict[str, str]:
     text = CONFIGURATION.format(host=host, folder=folder, nodes=NODES, ports=free_ports(3))
     (folder / "slurm.conf").write_text(text, encoding="utf-8")
     (folder / "gres.conf").write_text(GPUS, encoding="utf-8")
+    (folder / "cgroup.conf").write_text(f"CgroupPlugin={idle_cgroup_plugin()}\n", encoding="utf-8")
     for name in CLIENTS:
         client = folder / "bin" / name
         client.write_text(CLIENT.format(name=name, folder=folder, program=find(name)), encoding="utf-8")
@@ -190,6 +207,14 @@ def write_configuration(folder: Path) -> dict[str, str]:
     (folder / "calls").touch()
     # a cluster's network knows its nodes by name; here the first one is this machine
     return {**os.environ, "PATH": f"{folder}/bin:{os.environ['PATH']}", "MASTER_ADDR": "127.0.0.1"}
+
+
+def idle_cgroup_plugin() -> str:
+    """The plugin with which slurmd starts where no cgroups are mounted; none are used."""
+    slurmd = find("slurmd")
+    assert slurmd is not None
+    version = subprocess.run([slurmd, "-V"], capture_output=True, text=True, check=True).stdout.split()[1]
+    return "cgroup/v1" if int(version.split(".")[0]) < 23 else "disabled"
 
 
 def munge_options(folder: Path) -> list[str]:
@@ -203,11 +228,15 @@ def munge_options(folder: Path) -> list[str]:
 
 
 def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+    """Ports that nobody listens on now, below those that the system gives away by itself."""
+    found: list[int] = []
+    for port in random.Random(os.getpid()).sample(range(20000, 32000), 500):
+        with socket.socket() as one, contextlib.suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise OSError("no free ports")
 
 
 def nodes_are_idle(cluster: Cluster) -> bool:
@@ -223,14 +252,3 @@ def wait_for(what: str, condition: Callable[[], object], seconds: float = 120) -
     while not condition():
         assert time.monotonic() < deadline, f"waited {seconds:.0f} s for {what}"
         time.sleep(0.02)
-
-
-def end(daemons: list[subprocess.Popen[bytes]]) -> None:
-    """End daemons in the reverse order of their start, by force after ten seconds."""
-    for daemon in reversed(daemons):
-        daemon.send_signal(signal.SIGTERM)
-        try:
-            daemon.wait(10)
-        except subprocess.TimeoutExpired:
-            daemon.kill()
-            daemon.wait()

@@ -283,7 +283,7 @@ FILES = [
     ),
     (
         NOTHING,
-        "cli configuration why workstation data/archives data/download data/labels data/transfer data/unpack data/zenodo"
+        "cli configuration slurm_arrays why workstation data/archives data/download data/labels data/transfer data/unpack data/zenodo"
         " detection/command detection/detect detection/drift detection/ensemble detection/evaluate_submission detection/plot"
         " detection/submission detection/system detection/watch detection/windows models/beats models/stft_cnn report/compare"
         " training/recipes ../asdflow_plan/__init__ ../asdflow_plan/plan ../detect ../download ../ensemble ../export ../fetch_labels"

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -10,33 +11,33 @@ import pytest
 
 from tests.conftest import REPOSITORY
 from tests.slurm_cluster import end_with_parent, missing_programs, pausing, running_cluster, wait_for
-from tests.workflow import SNAKEMAKE, snakemake
+from tests.workflow import SNAKEMAKE
 
 MISSING = missing_programs()
+WHY_NOT = (
+    f"no {', '.join(MISSING)} here: needs root and Debian's slurm-wlm and munge"
+    if MISSING
+    else "takes minutes: set ASDFLOW_EXPECT_SLURM=1, as .ci/run does"
+)
 pytestmark = [
-    pytest.mark.skipif(
-        not os.environ.get("ASDFLOW_EXPECT_SLURM"),
-        reason="minutes on a quiet machine: set ASDFLOW_EXPECT_SLURM=1 (needs root and Debian's slurm-wlm and munge)",
-    ),
-    pytest.mark.timeout(1500),  # minutes on a quiet machine; the first test pays for the whole run
+    pytest.mark.skipif(not os.environ.get("ASDFLOW_EXPECT_SLURM"), reason=WHY_NOT),
+    pytest.mark.timeout(2400),  # minutes on a quiet machine; the first test pays for the whole run
 ]
 
 SMOKE = REPOSITORY / "configs" / "smoke.yaml"
 UPDATES = 20  # of pre-training and of fine-tuning in the smoke run
 PAUSES = {"pretrain/eat_small": 12, "finetune/demo/attribute_aware/seed_0": 7}
 PROFILE = ["--workflow-profile", str(REPOSITORY / "profiles" / "slurm")]
-# Of the profile's values only those that are the cluster's: this machine's cores, its memory, how soon to look.
+# Of the profile's values only those that are the cluster's: this machine's cores, its memory, groups that keep both nodes busy.
 HERE = ["--cores", "2", "--resources", "mem_mb=8000", "--slurm-init-seconds-before-status-checks", "3"]
+HERE += ["--group-components", "recordings=1", "features=3", "labels=2", "scores=4", "results=20"]
 GPUS = ["--set-resources", "pretrain:gpu=1", "finetune:gpu=1", "embed:gpu=1"]
 
 
 @pytest.fixture(scope="module")
-def local(tmp_path_factory):
+def local(smoke_run):
     """The same run on this machine alone."""
-    folder = tmp_path_factory.mktemp("local")
-    done = snakemake(folder, "--config", "device=cpu", overlays=[SMOKE])
-    assert done.returncode == 0, done.stdout[-4000:]
-    return folder / "results-smoke"
+    return smoke_run / "results-smoke"
 
 
 @pytest.fixture(scope="module")
@@ -76,11 +77,11 @@ class Submitted:
             assert found or self.process.poll() is None, f"ended before {what}:\n{self.log()[-6000:]}"
             return bool(found)
 
-        wait_for(what, happened, seconds=400)
+        wait_for(what, happened, seconds=1200)
 
     def end(self) -> None:
         try:
-            code = self.process.wait(400)
+            code = self.process.wait(1200)
         finally:
             self.process.kill()
         assert code == 0, self.log()[-6000:]
@@ -116,7 +117,7 @@ def scores(results: Path) -> dict[str, pd.DataFrame]:
 def test_the_run_ends_with_the_scores_of_the_local_one(finished, local):
     run, _, _ = finished
     ours, theirs = scores(run.results), scores(local)
-    assert len(ours) == 6 and ours.keys() == theirs.keys()
+    assert len(ours) == 12 and ours.keys() == theirs.keys()
     for name in ours:
         pd.testing.assert_frame_equal(ours[name], theirs[name], check_exact=True)
     for name in ("demo/metrics.csv", "demo/official_scores.csv"):
@@ -149,7 +150,8 @@ def test_short_jobs_share_submissions(finished, cluster):
     [jobs] = re.findall(r"^total +(\d+)$", run.log(), flags=re.M)[:1]
     submissions = cluster.calls("sbatch")
     assert int(jobs) >= 30 and len(submissions) - 1 <= int(jobs) / 2
-    assert sum("rule_score" in call or "rule_extract_features" in call for call in submissions) == 0
+    assert not [call for call in submissions if re.search("/rule_(score|extract_features)/", call)]
+    assert [call for call in submissions if re.search("/group_scores_", call)]
     assert any("--array=1-" in call for call in submissions)
 
 
@@ -165,6 +167,9 @@ def test_gpus_are_asked_for_and_a_job_is_requeued_if_it_must_give_way(finished, 
 def test_pre_training_on_two_nodes_ends_like_the_local_one(finished, local, cluster, tmp_path):
     """Two tasks, one on each node, started by srun: the same encoder but for rounding."""
     run, _, _ = finished
+    for part in ("demo/features", "encoders/eat_small_unadapted"):
+        shutil.copytree(run.results / part, tmp_path / "results" / part)
+    shutil.copy2(run.results / "demo/clips.parquet", tmp_path / "results/demo")
     overlay = tmp_path / "two_nodes.yaml"
     overlay.write_text(f"training_nodes: 2\nresults_dir: {tmp_path}/results\n")
     again = Submitted(cluster, run.folder, [SMOKE, overlay], "--until", "pretrain")
