@@ -22,7 +22,7 @@ from asdflow.detection.drift import Reference, Sound, describe
 from asdflow.detection.windows import Lengths, Samples
 from asdflow.errors import InputError
 from asdflow.features.front_end import build_front_end, front_end_config
-from asdflow.files import file_digest, write_text
+from asdflow.files import atomic_path, file_digest, write_text
 from asdflow.training.network import EmbeddingModel, load_model
 
 FORMAT, VERSION = "asdflow-system", 1
@@ -92,7 +92,8 @@ def _copy(source: Path, target: Path, names: Sequence[str]) -> None:
         raise InputError("a part of the system is missing", missing, "run the stages before export again")
     target.mkdir(parents=True, exist_ok=True)
     for name in names:
-        shutil.copyfile(Path(source) / name, target / name)
+        with atomic_path(target / name) as temporary:
+            shutil.copyfile(Path(source) / name, temporary)
 
 
 def _machine_description(rows: pd.DataFrame, audio: Mapping[str, Any]) -> dict[str, Any]:
