@@ -23,6 +23,7 @@ from asdflow.detection.windows import Lengths, Samples
 from asdflow.errors import InputError
 from asdflow.features.front_end import build_front_end, front_end_config
 from asdflow.files import atomic_path, file_digest, write_text
+from asdflow.tables import read_parquet
 from asdflow.training.network import EmbeddingModel, load_model
 
 FORMAT, VERSION = "asdflow-system", 1
@@ -60,7 +61,7 @@ def export_detector(
         _copy(encoder_dir, output / "encoder", ("encoder.safetensors", "config.json"))
     _copy(detector_dir, output / "detector", ("memory.safetensors", "detector.json"))
     model = load_model(output / "model", output / "encoder" if encoder_dir is not None else None)
-    training = pd.read_parquet(clips).query("split == 'train'")
+    training = read_parquet(clips).query("split == 'train'")
     machines = {
         machine: _machine_description(rows, audio)
         for machine, rows in training.groupby("machine")

@@ -19,6 +19,7 @@ from asdflow.report.figures import CURVE_GRID
 from asdflow.report.findings import Thresholds
 from asdflow.report.inputs import RunFiles, SystemFiles
 from asdflow.report.tables import Table, number, text
+from asdflow.tables import read_parquet
 
 log = logging.getLogger(__name__)
 HISTORY_POINTS = 300
@@ -32,7 +33,7 @@ def read_scores(system: SystemFiles, clips: pd.DataFrame) -> dict[int, pd.DataFr
     found = {}
     for run in system.runs:
         if run.scores.is_file():
-            scores = pd.read_parquet(run.scores)
+            scores = read_parquet(run.scores)
             if "decision" not in scores:
                 scores["decision"] = np.nan
             merged = known.merge(
@@ -219,7 +220,7 @@ def cluster_groups(path: Path) -> dict[str, dict[str, Any]]:
 
 def read_labels(path: Path, dataset: str) -> pd.DataFrame:
     """labels.parquet without the clips of additional data sets."""
-    labels = pd.read_parquet(path)
+    labels = read_parquet(path)
     return labels[labels["dataset"] == dataset] if "dataset" in labels else labels
 
 
@@ -230,7 +231,7 @@ def cut_height(parts: dict[str, Any]) -> float:
 
 def read_history(path: Path, run: str) -> pd.DataFrame:
     """history.parquet with a column `run`, each metric thinned evenly to at most 300 steps, the last one kept."""
-    table = pd.read_parquet(path)
+    table = read_parquet(path)
     parts = []
     for _, group in table.groupby("metric", sort=False):
         group = group.sort_values("step", kind="stable")

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pandas as pd
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
@@ -23,6 +22,7 @@ from asdflow.models.eat import EAT
 from asdflow.models.encoder import CONFIG, build_encoder, save_encoder
 from asdflow.models.loading import load_encoder
 from asdflow.provenance import code_digest
+from asdflow.tables import read_parquet
 from asdflow.training.checkpoint import Checkpoints
 from asdflow.training.masking import Masks, inverse_block_masks, kept_patches, step_seed
 from asdflow.training.memory import keep_freed_memory
@@ -250,7 +250,7 @@ class Batches:
         settings = job.settings
         self.settings, self.encoder = settings, encoder
         self.store = FeatureStore({name: features for name, (_, features) in job.sources.items()})
-        clips = {name: pd.read_parquet(path) for name, (path, _) in job.sources.items()}
+        clips = {name: read_parquet(path) for name, (path, _) in job.sources.items()}
         items = training_items(self.store.index, clips, settings["supplemental"])
         self.digest = hashlib.sha256(
             "".join(self.store.index["content_hash"].iloc[items]).encode()
