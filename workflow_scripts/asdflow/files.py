@@ -1,16 +1,18 @@
-"""Files that are whole or not there: atomic writing, a full disk said in words, litter of killed writers, content digests."""
+"""Files that are whole or not there: atomic writing, a full disk said in words, litter of killed writers, digests and checksums."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import re
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from asdflow.errors import InputError
 
@@ -22,6 +24,7 @@ FULL_DISK = {
 PROBE_BYTES = 1 << 16
 HOST = re.sub(r"[^\w-]", "_", socket.gethostname())[:40]
 LITTER = re.compile(rf"\..+\.{re.escape(HOST)}-(\d+)\.part")
+CHECKSUM = "checksum"
 _swept: set[Path] = set()
 
 
@@ -106,9 +109,10 @@ def _full_disk(error: BaseException | None) -> int | None:
 
 def _cannot_grow(path: Path) -> int | None:
     try:
-        with path.open("ab") as handle:
-            os.posix_fallocate(handle.fileno(), handle.tell(), PROBE_BYTES)
-            handle.truncate(handle.tell())
+        with path.open("r+b") as handle:
+            end = handle.seek(0, os.SEEK_END)
+            os.posix_fallocate(handle.fileno(), end, PROBE_BYTES)
+            handle.truncate(end)
     except OSError as problem:
         return problem.errno if problem.errno in FULL_DISK else None
     return None
@@ -132,6 +136,32 @@ def write_text(path: str | Path, text: str) -> None:
     """Write `text` as UTF-8, atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
+    """Write a mapping of plain values atomically, with a checksum of it under `checksum`."""
+    plain = json.loads(json.dumps(dict(content), default=str))
+    write_text(path, json.dumps({**plain, CHECKSUM: _json_digest(plain)}, indent=1, sort_keys=True) + "\n")
+
+
+def read_json(path: str | Path, remedy: str) -> dict[str, Any]:
+    """Read a mapping, without its checksum; raises InputError where the file is missing or damaged.
+
+    A file without checksum, made by another program, is taken as it is.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read", [str(error)], remedy) from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} does not hold a mapping", remedy=remedy)
+    if CHECKSUM in content and content.pop(CHECKSUM) != _json_digest(content):
+        raise InputError(f"{path} is damaged", ["its content does not fit its checksum"], remedy)
+    return content
+
+
+def _json_digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def file_digest(path: str | Path, algorithm: str = "sha256") -> str:

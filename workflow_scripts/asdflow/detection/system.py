@@ -22,7 +22,7 @@ from asdflow.detection.drift import Reference, Sound, describe
 from asdflow.detection.windows import Lengths, Samples
 from asdflow.errors import InputError
 from asdflow.features.front_end import build_front_end, front_end_config
-from asdflow.files import atomic_path, file_digest, write_text
+from asdflow.files import atomic_path, file_digest, read_json, write_json
 from asdflow.tables import read_parquet
 from asdflow.training.network import EmbeddingModel, load_model
 
@@ -77,7 +77,7 @@ def export_detector(
         "versions": {name: metadata.version(name) for name in ("torch", "numpy", "soxr")}
         | {"python": platform.python_version(), "asdflow": _own_version()},
     }
-    write_text(output / "system.json", json.dumps(description, indent=1, sort_keys=True, default=str) + "\n")
+    write_json(output / "system.json", description)
 
 
 def _own_version() -> str:
@@ -187,10 +187,7 @@ def _read_description(directory: Path) -> dict[str, Any]:
             inside,
             "give the folder that the workflow's export step wrote",
         )
-    try:
-        description: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read", [str(error)], "copy the folder again") from error
+    description = read_json(path, "copy the folder again")
     if description.get("format") != FORMAT or description.get("version") != VERSION:
         raise InputError(f"{path} is not of a form that this asdflow reads", remedy="export the system again")
     there = description["front_end"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from sklearn.metrics import roc_curve
 
 from asdflow.detection.official import Comparison, compare
 from asdflow.features.embeddings import read_embeddings
+from asdflow.files import read_json
 from asdflow.report.figures import CURVE_GRID
 from asdflow.report.findings import Thresholds
 from asdflow.report.inputs import RunFiles, SystemFiles
@@ -247,7 +247,7 @@ def read_metric(path: Path | None) -> str:
     """The distance in which a back end compares embeddings, `cosine` or `euclidean`; cosine where no detector.json tells."""
     if path is None or not path.is_file():
         return "cosine"
-    backend = json.loads(path.read_text(encoding="utf-8"))["settings"]["backend"]
+    backend = read_json(path, "run the score step again")["settings"]["backend"]
     return str(backend.get("metric", "cosine"))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from asdflow.device import pick_device
 from asdflow.errors import InputError
 from asdflow.features.store import FeatureStore, collate
+from asdflow.files import read_json
 from asdflow.models.eat import EAT
 from asdflow.models.encoder import CONFIG, build_encoder, save_encoder
 from asdflow.models.loading import load_encoder
@@ -207,7 +207,9 @@ def _starting_point(job: Job) -> tuple[EAT, float]:
 def _has_random_weights(init: Path) -> bool:
     """Whether an encoder's config.json says that nothing has trained it yet."""
     config = init / CONFIG
-    return config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("weights") == "random"
+    return (
+        config.is_file() and read_json(config, "make or fetch the encoder again").get("weights") == "random"
+    )
 
 
 def _identity(job: Job, encoder: EAT, data: Batches) -> dict[str, Any]:
