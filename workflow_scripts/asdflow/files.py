@@ -109,8 +109,8 @@ def _full_disk(error: BaseException | None) -> int | None:
 
 def _cannot_grow(path: Path) -> int | None:
     try:
-        with path.open("r+b") as handle:
-            end = handle.seek(0, os.SEEK_END)
+        with path.open("ab") as handle:  # some libraries have removed the file by now
+            end = handle.tell()
             os.posix_fallocate(handle.fileno(), end, PROBE_BYTES)
             handle.truncate(end)
     except OSError as problem:
@@ -152,11 +152,15 @@ def read_json(path: str | Path, remedy: str) -> dict[str, Any]:
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read", [str(error)], remedy) from error
+        raise InputError(f"{path} is damaged or missing", [str(error)], remedy) from error
     if not isinstance(content, dict):
         raise InputError(f"{path} does not hold a mapping", remedy=remedy)
     if CHECKSUM in content and content.pop(CHECKSUM) != _json_digest(content):
-        raise InputError(f"{path} is damaged", ["its content does not fit its checksum"], remedy)
+        raise InputError(
+            f"{path} is damaged",
+            ["its content does not fit its checksum (take that out after a change by hand)"],
+            remedy,
+        )
     return content
 
 

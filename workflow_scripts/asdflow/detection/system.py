@@ -60,7 +60,7 @@ def export_detector(
     if encoder_dir is not None:
         _copy(encoder_dir, output / "encoder", ("encoder.safetensors", "config.json"))
     _copy(detector_dir, output / "detector", ("memory.safetensors", "detector.json"))
-    model = load_model(output / "model", output / "encoder" if encoder_dir is not None else None)
+    model = load_model(model_dir, encoder_dir)
     training = read_parquet(clips).query("split == 'train'")
     machines = {
         machine: _machine_description(rows, audio)

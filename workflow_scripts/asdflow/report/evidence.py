@@ -13,13 +13,14 @@ from sklearn.manifold import TSNE
 from sklearn.metrics import roc_curve
 
 from asdflow.detection.official import Comparison, compare
+from asdflow.errors import InputError
 from asdflow.features.embeddings import read_embeddings
 from asdflow.files import read_json
 from asdflow.report.figures import CURVE_GRID
 from asdflow.report.findings import Thresholds
 from asdflow.report.inputs import RunFiles, SystemFiles
 from asdflow.report.tables import Table, number, text
-from asdflow.tables import read_parquet
+from asdflow.tables import REMEDY, read_parquet
 
 log = logging.getLogger(__name__)
 HISTORY_POINTS = 300
@@ -211,10 +212,13 @@ def embedding_points(
 def cluster_groups(path: Path) -> dict[str, dict[str, Any]]:
     """clusters.npz as group -> {linkage, labels, cut, silhouette}; `{}` where the system clustered nothing."""
     groups: dict[str, dict[str, Any]] = {}
-    with np.load(path, allow_pickle=False) as arrays:
-        for key in arrays.files:
-            kind, _, group = key.partition("/")
-            groups.setdefault(group, {})[kind] = arrays[key]
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            for key in arrays.files:
+                kind, _, group = key.partition("/")
+                groups.setdefault(group, {})[kind] = arrays[key]
+    except Exception as error:  # what a damaged archive's headers happen to say has no common class
+        raise InputError(f"{path} is damaged or missing", [str(error)], REMEDY) from error
     return {name: parts for name, parts in sorted(groups.items()) if "linkage" in parts and "labels" in parts}
 
 
