@@ -36,6 +36,7 @@ STAGES = (
 COUNTS = {("train", "normal"): 4, ("test", "normal"): 2, ("test", "anomaly"): 2}
 MEASURED = ("history.parquet", "training/")
 """Files with measured speed and memory in them: no two runs write the same."""
+FINETUNING_STEPS = 8
 AS_TOLD: dict[str, Any] = {
     "backend": {"name": "knn"},
     "decision": {"method": "gamma", "false_alarm_rate": 0.05},
@@ -43,9 +44,9 @@ AS_TOLD: dict[str, Any] = {
 
 
 class TinyStages:
-    """The stages in their order, each reading what the earlier ones left below `finished` and writing into a folder of its own."""
+    """The stages in their order up to `until`, each reading what the earlier ones left in their folders below `finished`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, until: str = STAGES[-1]) -> None:
         self.recordings, self.finished = folder / "data", folder / "finished"
         _write_recordings(self.recordings)
         self.clips = self.finished / "catalogue" / "clips.parquet"
@@ -56,7 +57,7 @@ class TinyStages:
             Size(systems=("frozen",), machines=("fan",), seeds=(0,), test=6, train=12, seconds=0.1),
             replicates=20,
         )
-        for stage in STAGES:
+        for stage in STAGES[: STAGES.index(until) + 1]:
             self.run(stage, self.finished / stage)
 
     def run(self, stage: str, output: Path) -> None:
@@ -87,7 +88,7 @@ class TinyStages:
 
     def finetune(self, output: Path) -> None:
         settings = copy.deepcopy(SETTINGS)
-        settings["tuning"]["steps"] = 8
+        settings["tuning"]["steps"] = FINETUNING_STEPS
         labels = self.finished / "label" / "labels.parquet"
         finetune(
             settings, {"demo": self.features}, labels, self.clips, self.encoder, 0, output, output / "checkpoints", "cpu"
