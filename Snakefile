@@ -59,7 +59,7 @@ rule models:
 
 
 onstart:
-    running.append(hold_results_folder())
+    entered.extend(enter_results_folder())
 
 
 onsuccess:

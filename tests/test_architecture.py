@@ -10,7 +10,8 @@ from asdflow.provenance import PACKAGE, code_digest, reached_files
 from tests.conftest import REPOSITORY
 
 GROUND = {
-    "errors", "files", "tables", "locks", "leases", "device", "configuration", "ablations", "provenance", "job", "why", "workstation",
+    "errors", "files", "tables", "locks", "leases", "device", "configuration", "ablations", "provenance", "job",
+    "running", "why", "workstation",
 }  # fmt: skip
 LAYERS = ["data", "features", "models", "clustering", "training", "detection", "report", "cli"]
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -11,6 +11,7 @@ from typing import Any
 
 from asdflow.errors import InputError
 from asdflow.leases import leased_gpus
+from asdflow.running import job
 
 PACE = ("log_every", "checkpoint_minutes")
 """Settings that say when a training stage writes log lines and checkpoints. No result depends on them, so they are kept out of
@@ -30,7 +31,7 @@ def run_stage(main: Callable[[Any], None], smk: Any) -> None:
     Parameters
     ----------
     main : the script's function.
-    smk : the object Snakemake gives to scripts (`log`, `threads`, `resources`, `rule`, `wildcards`).
+    smk : the object Snakemake gives to scripts (`log`, `threads`, `resources`, `rule`, `wildcards`, `config`).
     """
     log_file = Path(str(smk.log[0])) if smk.log else None
     _start_logging(log_file, _job_name(smk))
@@ -38,7 +39,10 @@ def run_stage(main: Callable[[Any], None], smk: Any) -> None:
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(int(smk.threads))
     try:
-        with leased_gpus(int(smk.resources.get("gpu", 0))):
+        with (
+            job(Path(smk.config["results_dir"]), _job_name(smk)),
+            leased_gpus(int(smk.resources.get("gpu", 0))),
+        ):
             main(smk)
     except InputError as error:
         logging.getLogger("asdflow").error("%s", error)
