@@ -126,6 +126,13 @@ def test_submission_files_have_the_challenges_names(tmp_path: Path) -> None:
         assert metadata["submission"]["name"] == "mine"
 
 
+def test_a_system_that_knows_hidden_attributes_is_not_submitted(tmp_path):
+    knowing = {"labels": {"kind": "hidden_attributes"}}
+    with pytest.raises(InputError, match=r"systems\.bound\.labels\.kind: hidden_attributes"):
+        write_submission(tmp_path / "clips", tmp_path / "scores", 2025, tmp_path / "out", "bound", knowing)
+    assert not (tmp_path / "out").exists()
+
+
 @needs_shared
 def test_the_shared_scores_as_a_submission_give_the_shared_official_score(tmp_path: Path) -> None:
     table = pd.read_csv(SHARED / "scoring" / "scores_2025.csv", dtype={"section": str})

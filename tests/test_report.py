@@ -1,5 +1,7 @@
 """The report without a browser: figures, tables, significance, evidence, exports, the file as a whole."""
 
+import base64
+import io
 import json
 import re
 from dataclasses import replace
@@ -12,9 +14,11 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
+from asdflow.configuration import merge
 from asdflow.detection.official import official_metrics
 from asdflow.errors import InputError
 from asdflow.report import evidence, figures
+from asdflow.report.augmented import augmented_clips
 from asdflow.report.build import build_report
 from asdflow.report.inputs import ReportInputs, dataset_files, discover
 from asdflow.report.media import choose_clips, nearest_normal
@@ -32,9 +36,11 @@ from asdflow.report.tables import (
     read_metrics,
     text,
 )
+from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from tests.made_up_run import ODD_NAMES, Size, made_up_inputs, make_run
+from tests.test_augmentation import OFF
 
 TINY = Size(machines=("bearing", "fan"), test=6, train=12, seconds=0.2)
 
@@ -245,6 +251,50 @@ def test_the_parts_table_shows_what_differs_and_names_what_does_not():
     ]  # fmt: skip
     assert [row[2].strong for row in table.rows] == [False, False, True]
     assert shared == "encoder eat"
+
+
+def test_titles_stand_below_the_scores_and_an_upper_bound_is_marked(inputs: ReportInputs, tmp_path: Path):
+    record = json.loads(Path(str(inputs.provenance)).read_text())
+    first, second, *_ = record["systems"]
+    record["systems"][first] |= {
+        "title": "Stands in for <it>",
+        "labels": {"kind": "hidden_attributes"},
+    }
+    (tmp_path / "provenance.json").write_text(json.dumps(record))
+    build_report(replace(inputs, provenance=tmp_path / "provenance.json"), tmp_path / "index.html")
+    words = re.sub(r"<[^>]+>", "", (tmp_path / "index.html").read_text())
+    assert "Stands in for &lt;it&gt;" in words
+    assert f"{first}: an upper bound that learns from the true hidden attributes" in words
+    assert f"{second}: an upper bound" not in words
+
+
+def test_each_augmentation_of_a_recipe_is_shown_once_on_one_training_clip(inputs: ReportInputs):
+    files = inputs.datasets[0]
+    clips = pd.read_parquet(files.clips)
+    used = merge(OFF, {"high_frequency": {"probability": 0.5}, "specaugment": {"probability": 0.8}})
+    parts = {
+        name: {"augmentation": settings} for name, settings in (("one", used), ("two", used), ("plain", OFF))
+    }
+    [shown] = augmented_clips(files, clips, parts, seed=0)
+    assert shown.systems == ("one", "two")
+    assert [picture.name for picture in shown.pictures] == ["original", "specaugment", "high_frequency"]
+    assert (
+        "cutoff 0.25 to 1.0" in shown.pictures[2].settings
+        and "in 50 % of clips" in shown.pictures[2].settings
+    )
+    decoded = [
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(p.picture.split(",")[1])))) for p in shown.pictures
+    ]
+    low, high = (
+        np.abs(decoded[2].astype(float) - decoded[0])[part].mean()
+        for part in (slice(100, None), slice(0, 28))
+    )
+    assert (
+        low < 12 < high
+    )  # rows count from the top: the low frequencies at the bottom stay, but for the picture's compression
+    of = clips.set_index("clip_id").loc[[shown.clip_id, shown.mixed_in]]
+    assert of["split"].tolist() == ["train", "train"] and of["machine"].nunique() == 2
+    assert augmented_clips(files, clips, {"plain": parts["plain"]}, seed=0) == []
 
 
 def test_published_figures_appear_for_the_same_data_only():

@@ -7,7 +7,7 @@ import yaml
 from asdflow.configuration import merge, read_yaml
 from asdflow.why import PlannedJob, explain, reasons_of
 from asdflow.workstation import LAST_LINES, RunJob, closing_summary, memory_for_jobs
-from asdflow_plan.plan import plan
+from asdflow_plan.plan import planned_jobs, planned_workflow
 
 from tests.conftest import REPOSITORY
 from tests.pretended_run import pretend_run
@@ -27,7 +27,10 @@ def finished(tmp_path_factory):
 def explained(folder, change=None):
     overlay = folder / "overlay.yaml"
     overlay.write_text(yaml.safe_dump(merge(read_yaml(SMOKE), change or {}), sort_keys=False))
-    return explain(plan(REPOSITORY / "Snakefile", folder, [REPOSITORY / "config.yaml", overlay]))
+    with planned_workflow(
+        REPOSITORY / "Snakefile", folder, [REPOSITORY / "config.yaml", overlay]
+    ) as workflow:
+        return explain(planned_jobs(workflow))
 
 
 def test_nothing_to_do_is_said_in_one_sentence(finished):

@@ -1,12 +1,19 @@
 """The whole chain on tiny synthetic recordings: what it writes, that it repeats, and how it refuses wrong input."""
 
+import io
+import json
 import re
 import shutil
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import soundfile
+from asdflow.cli import app
+from asdflow.detection.detect import detect
+from typer.testing import CliRunner
 
 from tests.conftest import REPOSITORY
 from tests.workflow import planned, snakemake
@@ -211,3 +218,114 @@ def test_own_recordings_go_through_the_whole_chain(finished, tmp_path):
     assert done.returncode == 0, done.stdout[-4000:]
     table = pd.read_csv(results(finished) / "own" / "official_scores.csv")
     assert sorted(table.system) == SCORED
+
+
+RUNS = [("attribute_aware", 0), ("logmel_knn", 1)]
+"""A system that was fine-tuned and one that was not, of different seeds."""
+
+
+@pytest.fixture(scope="module")
+def delivered(finished):
+    """The finished run with what people take away from it: submissions, an exported model, and its verdict on a folder."""
+    targets = [f"results-smoke/demo/{system}/seed_{seed}/submission" for system, seed in RUNS]
+    targets += ["results-smoke/demo/attribute_aware/seed_0/export", "results-smoke/detection.csv"]
+    chosen = "detect={recordings: data/smoke/demo/fan/test, machine: fan}"
+    done = snakemake(finished, *targets, "--config", chosen, overlays=[SMOKE])
+    assert done.returncode == 0, done.stdout[-6000:]
+    return finished
+
+
+@pytest.mark.parametrize(("system", "seed"), RUNS)
+def test_a_submission_evaluated_by_the_command_line_equals_the_metrics_of_the_workflow_exactly(
+    delivered, system, seed
+):
+    demo = results(delivered) / "demo"
+    arguments = [
+        "--submission",
+        demo / system / f"seed_{seed}" / "submission",
+        "--labels",
+        demo / "clips.parquet",
+    ]
+    done = CliRunner().invoke(
+        app, ["evaluate", "--year", "2025", *map(str, arguments), "--replicates", "0", "--json"]
+    )
+    assert done.exit_code == 0, done.output
+    printed = pd.DataFrame(json.loads(done.stdout)["metrics"])[["machine", "section", "metric", "value"]]
+    table = pd.read_csv(demo / "metrics.csv", dtype={"section": str}, keep_default_na=False)
+    table = table[(table.system == system) & (table.seed == seed)]
+    table = table[~table.metric.str.contains("nmi|ari|homogeneity")]  # of the labels, not of the scores
+    keys = ["machine", "section", "metric"]
+    expected = table[[*keys, "value"]].astype({"value": float}).sort_values(keys).reset_index(drop=True)
+    found = printed.sort_values(keys).reset_index(drop=True)
+    assert len(found) == 6 * 11 + 1
+    assert "official_score" in set(found.metric) and "false_alarm_rate_source" in set(found.metric)
+    pd.testing.assert_frame_equal(found, expected, check_exact=True, check_dtype=False)
+
+
+def test_an_exported_model_copied_elsewhere_gives_the_scores_of_the_workflow_with_the_original_tree_gone(
+    delivered, tmp_path, monkeypatch
+):
+    run = results(delivered) / "demo" / "attribute_aware" / "seed_0"
+    expected = pd.read_parquet(run / "scores.parquet").set_index("clip_id")
+    shutil.copytree(run / "export", tmp_path / "model")
+    for machine in ("fan", "slider"):
+        shutil.copytree(delivered / "data" / "smoke" / "demo" / machine / "test", tmp_path / machine)
+    monkeypatch.chdir(tmp_path)
+    away = delivered.with_name("away")
+    delivered.rename(away)
+    try:
+        rows = {machine: detect(Path("model"), [Path(machine)], machine) for machine in ("fan", "slider")}
+    finally:
+        away.rename(delivered)
+    for machine, found in rows.items():
+        ids = [f"{machine}/test/{Path(row.recording).stem}" for row in found]
+        assert len(ids) == len(set(ids)) == 16
+        wanted = expected.loc[ids]
+        assert [row.anomaly_score for row in found] == pytest.approx(wanted.anomaly_score.tolist(), abs=1e-5)
+        assert [row.decision for row in found] == wanted.decision.tolist()
+
+
+def test_the_rule_detect_writes_the_scores_of_a_folder(delivered):
+    table = pd.read_csv(results(delivered) / "detection.csv")
+    scores = pd.read_parquet(results(delivered) / "demo" / "attribute_aware" / "seed_0" / "scores.parquet")
+    expected = scores.set_index("clip_id")["anomaly_score"].filter(like="fan/")
+    ids = ["fan/test/" + Path(recording).stem for recording in table["recording"]]
+    assert sorted(ids) == sorted(expected.index) and table["problem"].isna().all()
+    assert table["anomaly_score"].tolist() == pytest.approx(expected.loc[ids].tolist(), abs=1e-5)
+
+
+def test_snakemakes_own_report_holds_tables_and_figures_with_captions_categories_and_labels(delivered):
+    done = snakemake(delivered, "--report", "report.zip", overlays=[SMOKE])
+    assert done.returncode == 0, done.stdout[-4000:]
+    with zipfile.ZipFile(delivered / "report.zip") as archive:
+        names = archive.namelist()
+        page = next(name for name in names if name.endswith("report.html"))
+        html = archive.read(page).decode("utf-8")
+        svg = archive.read(next(name for name in names if name.endswith("machines and systems.svg"))).decode()
+        table = next(name for name in names if name.endswith("official scores.csv"))
+        official = pd.read_csv(io.BytesIO(archive.read(table))).set_index("System")
+        assert any(
+            name.endswith("index.html") and "attribute_aware" in archive.read(name).decode() for name in names
+        )
+    for category in ("Report", "Overview", "Tables", "ROC", "Scores", "Clusters", "Training"):
+        assert f'"{category}"' in html, category
+    for words in ("ROC curves of one machine, averaged over the seeds", "The whole report in one file"):
+        assert words in html
+    assert svg.startswith("<svg") and "slider" in svg
+    expected = pd.read_csv(results(delivered) / "demo" / "official_scores.csv").set_index("system")
+    assert official["Official score"].to_dict() == expected["mean"].to_dict()
+
+
+def test_the_command_in_the_report_plans_the_same_run(delivered):
+    record = json.loads((results(delivered) / "report" / "provenance.json").read_text())
+    words = record["command"].split()
+    assert words[:3] == ["snakemake", "--cores", "all"] and words[3] == "--configfile"
+    done = snakemake(
+        delivered,
+        "--dry-run",
+        "--config",
+        "results_dir=results-smoke",
+        "data_dir=data/smoke",
+        overlays=[delivered / words[4]],
+    )
+    assert done.returncode == 0 and planned(done.stdout) == {}, done.stdout[-3000:]

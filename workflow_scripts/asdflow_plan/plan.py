@@ -20,27 +20,6 @@ TRIGGERS = frozenset({RerunTrigger.MTIME, RerunTrigger.PARAMS, RerunTrigger.INPU
 """As in profiles/."""
 
 
-def plan(
-    snakefile: Path,
-    directory: Path,
-    configfiles: Sequence[Path],
-    config: Mapping[str, Any] | None = None,
-    targets: Sequence[str] = (),
-) -> list[PlannedJob]:
-    """The jobs that `snakemake -n` would list, in the order of their dependencies, and what Snakemake knows of each.
-
-    Parameters
-    ----------
-    snakefile : the Snakefile. directory : working directory of the run.
-    configfiles, config : what `--configfile` and `--config` name. targets : none takes the default target.
-    """
-    with planned_workflow(snakefile, directory, configfiles, config, targets) as workflow:
-        dag = workflow.dag
-        needed = set(dag.needrun_jobs())
-        ordered = [job for level in dag.toposorted() for job in sorted(level, key=_name) if job in needed]
-        return [_planned(job, dag.reason(job), workflow) for job in ordered if job.output]
-
-
 @contextlib.contextmanager
 def planned_workflow(
     snakefile: Path,
@@ -49,7 +28,13 @@ def planned_workflow(
     config: Mapping[str, Any] | None = None,
     targets: Sequence[str] = (),
 ) -> Iterator[Any]:
-    """Snakemake's workflow object with its graph of jobs. Parameters as of `plan`."""
+    """Snakemake's workflow object with its graph of jobs.
+
+    Parameters
+    ----------
+    snakefile : the Snakefile. directory : working directory of the run.
+    configfiles, config : what `--configfile` and `--config` name. targets : none takes the default target.
+    """
     with SnakemakeApi(OutputSettings(quiet=frozenset({Quietness.ALL}))) as api:
         opened = api.workflow(
             ResourceSettings(cores=1),
@@ -62,6 +47,14 @@ def planned_workflow(
         workflow._prepare_dag(forceall=False, ignore_incomplete=False, lock_warn_only=True)
         workflow._build_dag()
         yield workflow
+
+
+def planned_jobs(workflow: Any) -> list[PlannedJob]:
+    """The jobs that `snakemake -n` would list, in the order of their dependencies, and what Snakemake knows of each."""
+    dag = workflow.dag
+    needed = set(dag.needrun_jobs())
+    ordered = [job for level in dag.toposorted() for job in sorted(level, key=_name) if job in needed]
+    return [_planned(job, dag.reason(job), workflow) for job in ordered if job.output]
 
 
 def _name(job: Any) -> tuple[str, list[str]]:

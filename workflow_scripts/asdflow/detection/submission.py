@@ -253,8 +253,15 @@ def write_submission(
     year : whose file names hold. output : folder. system : its name, for the metadata.
     description : what the metadata says of the system (encoder, back end, ...), as plain values.
 
-    Raises InputError for test clips without score, or clips whose names the challenge cannot tell apart.
+    Raises InputError for test clips without score, clips whose names the challenge cannot tell apart, or a system that
+    learns from attributes the challenge hides.
     """
+    if ((description or {}).get("labels") or {}).get("kind") == "hidden_attributes":
+        raise InputError(
+            f"{system} may not be submitted",
+            [f"systems.{system}.labels.kind: hidden_attributes: it learns from what the challenge hides"],
+            "it is an upper bound for comparison only; submit a system with labels of another kind",
+        )
     table = read_parquet(clips)
     labels = labels_of_clips(table)
     test = table.loc[table["split"] == "test", ["clip_id"]].reset_index(drop=True)

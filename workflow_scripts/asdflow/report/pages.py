@@ -12,6 +12,7 @@ import pandas as pd
 
 from asdflow.features.embeddings import read_embeddings
 from asdflow.report import evidence, figures
+from asdflow.report.augmented import augmented_clips
 from asdflow.report.book import Book, Choice, Panel, View, environment
 from asdflow.report.dataset import Dataset
 from asdflow.report.findings import Thresholds, alarm_table, finding, stated_rate
@@ -122,6 +123,9 @@ class Pages:
             dataset.files.published_set, dataset.machines
         )
         values["facts"] = self._facts(dataset)
+        parts = system_parts(self.provenance, dataset.systems)
+        values["titles"] = {name: part["title"] for name, part in parts.items() if part.get("title")}
+        values["upper_bounds"] = [name for name, part in parts.items() if _knows_hidden_attributes(part)]
         values["id"] = f"d{len(self.views)}"
         compared = [] if dataset.significance is None else list(dataset.significance["system"])
         values["baseline_known"] = dataset.baseline in compared
@@ -373,7 +377,19 @@ class Pages:
             if dataset.official is not None
         )
         tables = [(found, as_latex(found), as_markdown(found)) for found in made if found is not None]
-        return self._render("ablation.html.j2", dataset=dataset, table=table, shared=shared, ablations=tables)
+        augmented = (
+            []
+            if dataset.clips is None
+            else augmented_clips(dataset.files, dataset.clips, parts, self.inputs.seed)
+        )
+        return self._render(
+            "ablation.html.j2",
+            dataset=dataset,
+            table=table,
+            shared=shared,
+            ablations=tables,
+            augmented=augmented,
+        )
 
 
 def _unit(metric: str) -> str:
@@ -386,6 +402,11 @@ def system_parts(provenance: Mapping[str, Any], systems: Sequence[str]) -> dict[
         if isinstance(known, dict):
             return {name: known[name] for name in systems if isinstance(known.get(name), dict)}
     return {}
+
+
+def _knows_hidden_attributes(part: Mapping[str, Any]) -> bool:
+    labels = part.get("labels")
+    return isinstance(labels, Mapping) and labels.get("kind") == "hidden_attributes"
 
 
 def _merges(linkage: np.ndarray, cut: float) -> list[list[Cell]]:
