@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -47,6 +48,9 @@ def run_stage(main: Callable[[Any], None], smk: Any) -> None:
     except InputError as error:
         logging.getLogger("asdflow").error("%s", error)
         raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        logging.getLogger("asdflow").error("Interrupted; the same command goes on from here")
+        raise SystemExit(128 + signal.SIGINT) from None
     except Exception:
         logging.getLogger("asdflow").exception("The job failed by an error in the program, not in its input")
         raise
