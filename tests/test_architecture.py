@@ -10,7 +10,7 @@ from asdflow.provenance import PACKAGE, code_digest, reached_files
 from tests.conftest import REPOSITORY
 
 GROUND = {
-    "errors", "files", "tables", "locks", "leases", "device", "configuration", "ablations", "provenance", "job",
+    "errors", "files", "tables", "weights", "locks", "leases", "device", "configuration", "ablations", "provenance", "job",
     "running", "why", "workstation",
 }  # fmt: skip
 LAYERS = ["data", "features", "models", "clustering", "training", "detection", "report", "cli"]

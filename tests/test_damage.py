@@ -128,7 +128,7 @@ def test_a_table_written_here_is_read_by_everyone_and_everyones_is_read_here(tmp
 
 
 def test_no_module_reads_or_writes_files_past_the_checked_doors() -> None:
-    """Parquet goes through asdflow.tables, safetensors through asdflow.models.weights."""
+    """Parquet goes through asdflow.tables, safetensors through asdflow.weights."""
     doors = {
         "tables.py": r"pq\.|to_parquet|pd\.read_parquet",
         "weights.py": r"\b(?:load_file|save_file|safe_open)\(",

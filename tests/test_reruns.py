@@ -242,7 +242,7 @@ FILES = [
     ({"find_duplicates": 1}, "data/duplicates ../find_duplicates"),
     ({**EMBEDDED, "label": 3}, "features/embeddings"),
     (FETCHED, "models/loading models/encoder models/__init__"),
-    (FETCHED, "models/weights"),
+    (FETCHED, "weights"),
     (FETCHED, "models/fetching ../fetch_encoder"),
     ({**EAT_MADE}, "models/eat"),
     ({"fetch_encoder": 1, "embed": 1, **UNTUNED}, "models/logmel_statistics"),

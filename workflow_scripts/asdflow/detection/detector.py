@@ -15,7 +15,7 @@ import torch
 from asdflow.detection.backends import LEAST_CLIPS, BackEnd, Scores, build_backend
 from asdflow.detection.threshold import DecisionThreshold, fit_threshold
 from asdflow.errors import InputError
-from asdflow.models.weights import read_weights, write_weights
+from asdflow.weights import read_weights, write_weights
 
 log = logging.getLogger(__name__)
 

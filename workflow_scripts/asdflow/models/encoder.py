@@ -13,7 +13,7 @@ from torch import nn
 
 from asdflow.errors import InputError
 from asdflow.features.front_end import PaddedFrontEnd, front_end_config
-from asdflow.models.weights import write_weights
+from asdflow.weights import write_weights
 
 ARCHITECTURES: dict[str, str] = {
     "eat": "asdflow.models.eat:EAT",

@@ -12,7 +12,7 @@ import torch
 from asdflow.errors import InputError
 from asdflow.files import read_json
 from asdflow.models.encoder import CONFIG, WEIGHTS, Encoder, architecture_class, build_encoder
-from asdflow.models.weights import read_tensors
+from asdflow.weights import read_tensors
 
 log = logging.getLogger(__name__)
 REMEDY = "fetch or make the file again"

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from asdflow.errors import InputError
-from asdflow.models.weights import read_weights, write_weights
+from asdflow.weights import read_weights, write_weights
 
 FORMAT, VERSION = "asdflow-model", 1
 MODEL, DESCRIPTION = "model.safetensors", "model.json"
