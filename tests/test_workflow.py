@@ -225,8 +225,10 @@ RUNS = [("attribute_aware", 0), ("logmel_knn", 1)]
 
 
 @pytest.fixture(scope="module")
-def delivered(finished):
-    """The finished run with what people take away from it: submissions, an exported model, and its verdict on a folder."""
+def delivered(smoke_run, tmp_path_factory):
+    """A finished run with what people take away from it: submissions, an exported model, and its verdict on a folder."""
+    finished = tmp_path_factory.mktemp("delivered") / "run"
+    shutil.copytree(smoke_run, finished)
     targets = [f"results-smoke/demo/{system}/seed_{seed}/submission" for system, seed in RUNS]
     targets += ["results-smoke/demo/attribute_aware/seed_0/export", "results-smoke/detection.csv"]
     chosen = "detect={recordings: data/smoke/demo/fan/test, machine: fan}"

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asdflow.detection.detect import Options, detect
+from asdflow.device import pick_device
 from asdflow.job import run_stage
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ def main(smk: Any) -> None:
         machine=smk.params.cfg["machine"],
         output=Path(smk.output.decisions),
         options=Options(workers=smk.threads),
-        device=smk.config["device"],
+        device=pick_device(smk.config["device"]).type,
     )
 
 
