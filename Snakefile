@@ -63,7 +63,7 @@ rule models:
 
 onstart:
     check_arrays()
-    running.append(hold_results_folder())
+    entered.extend(enter_results_folder())
 
 
 onsuccess:

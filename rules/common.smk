@@ -12,7 +12,7 @@ BASE = Path(workflow.basedir)
 SCRIPTS = BASE / "workflow_scripts"
 sys.path.insert(0, str(SCRIPTS))
 
-from asdflow import configuration, locks, provenance, slurm_arrays, workstation
+from asdflow import configuration, provenance, running, slurm_arrays, workstation
 from asdflow.data import archives
 from asdflow.data.listing import listing_digest, machine_folders
 from asdflow.errors import InputError
@@ -714,7 +714,7 @@ def share_between_checkouts(*names: str) -> None:
         shared.cache = RuleCache.from_rule(shared, "omit-software")
 
 
-running = []
+entered = []
 started = time.monotonic()
 
 # Jobs of one machine share its memory: what they ask for together stays below. A cluster has its own limits.
@@ -731,16 +731,17 @@ def only_asks() -> bool:
     return {job.rule.name for job in workflow.dag.jobs} == {"why"}
 
 
-def hold_results_folder():
+def enter_results_folder() -> list:
     """The lock of the results folder, held until this process ends, however it ends."""
     if only_asks():
-        return None
-    lock = locks.take(Path(RESULTS) / ".running.lock")
-    if lock is None:
-        raise WorkflowError(
-            f"Another run is writing to '{RESULTS}'. Wait for it, or give this one a folder of its own with --config results_dir=DIR"
-        )
-    return lock
+        return []
+    try:
+        lock, message = running.enter(Path(RESULTS))
+    except InputError as error:
+        raise WorkflowError(str(error)) from None
+    if message:
+        print(message, file=sys.stderr, flush=True)
+    return [lock]
 
 
 def check_arrays() -> None:
@@ -793,6 +794,8 @@ def run_jobs() -> list:
 
 def tell_how_it_went() -> None:
     """The last lines of a run."""
+    for lock in entered:
+        running.leave(lock)
     if not only_asks():
         page = Path(RESULTS) / "report" / "index.html"
         command = "the same command with the target `why`"

@@ -10,7 +10,8 @@ from asdflow.provenance import PACKAGE, code_digest, reached_files
 from tests.conftest import REPOSITORY
 
 GROUND = {
-    "errors", "files", "locks", "leases", "device", "configuration", "ablations", "provenance", "job", "why", "workstation", "slurm_arrays",
+    "errors", "files", "tables", "weights", "locks", "leases", "device", "configuration", "ablations", "provenance", "job",
+    "running", "why", "workstation", "slurm_arrays",
 }  # fmt: skip
 LAYERS = ["data", "features", "models", "clustering", "training", "detection", "report", "cli"]
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -16,6 +16,7 @@ from asdflow.detection.drift import Reference, describe, warnings
 from asdflow.detection.system import System, export_detector
 from asdflow.detection.windows import Lengths, inspect_recording, windows
 from asdflow.errors import InputError
+from asdflow.files import read_json, write_json
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -292,9 +293,9 @@ def test_recordings_are_found_once_in_order(tmp_path):
 def test_a_front_end_with_other_parameters_is_refused(trained, tmp_path):
     shutil.copytree(trained.model, tmp_path / "model")
     path = tmp_path / "model" / "system.json"
-    described = json.loads(path.read_text())
+    described = read_json(path, "")
     described["front_end"]["hop"] = 200
-    path.write_text(json.dumps(described))
+    write_json(path, described)
     with pytest.raises(InputError) as caught:
         System(tmp_path / "model", "fan", None)
     assert "hop: 200 there, 160 here" in str(caught.value)

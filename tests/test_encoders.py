@@ -9,7 +9,7 @@ import torch
 from asdflow.configuration import read_yaml
 from asdflow.errors import InputError
 from asdflow.features.front_end import FRONT_ENDS
-from asdflow.files import file_digest
+from asdflow.files import file_digest, read_json, write_json
 from asdflow.models import load_encoder
 from asdflow.models.beats import BEATs, relative_buckets
 from asdflow.models.encoder import ARCHITECTURES, architecture_class, build_encoder, save_encoder
@@ -180,9 +180,9 @@ def rewrite(folder, change):
     weights = load_file(folder / "encoder.safetensors")
     change(weights)
     save_file(weights, folder / "encoder.safetensors")
-    config = json.loads((folder / "config.json").read_text())
+    config = read_json(folder / "config.json", "")
     config["sha256"] = file_digest(folder / "encoder.safetensors")
-    (folder / "config.json").write_text(json.dumps(config))
+    write_json(folder / "config.json", config)
 
 
 def test_missing_unknown_and_misshapen_weights_are_named_together(saved):

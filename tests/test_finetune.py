@@ -1,7 +1,6 @@
 """Fine-tuning: what is learnt, what is stored, that it resumes, and that a stored model embeds as the run did."""
 
 import copy
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from asdflow.errors import InputError
 from asdflow.features.embeddings import read_embeddings
 from asdflow.features.front_end import FRONT_ENDS
 from asdflow.features.store import FeatureStore, write_features
+from asdflow.files import read_json, write_json
 from asdflow.models.encoder import build_encoder, save_encoder
 from asdflow.training import finetune as stage
 from asdflow.training.finetune import finetune
@@ -365,9 +365,9 @@ def test_another_base_encoder_is_refused(world, tmp_path):
     save_encoder(build_encoder(EAT, seed=5), tmp_path / "other")
     with pytest.raises(InputError, match="digest"):
         load_model(output, tmp_path / "other")
-    description = json.loads((output / "model.json").read_text())
+    description = read_json(output / "model.json", "")
     description["encoder"]["path"] = str(tmp_path / "gone")
-    (output / "model.json").write_text(json.dumps(description))
+    write_json(output / "model.json", description)
     with pytest.raises(InputError, match="missing"):
         load_model(output)
 

@@ -117,6 +117,9 @@ def test_a_job_that_asks_for_a_gpu_runs_with_its_lease(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     seen = {}
     for gpus in (0, 1):
-        smk = SimpleNamespace(log=[], rule="embed", wildcards=[], threads=1, resources={"gpu": gpus})
+        config = {"results_dir": str(tmp_path / "results")}
+        smk = SimpleNamespace(
+            log=[], rule="embed", wildcards=[], threads=1, resources={"gpu": gpus}, config=config
+        )
         run_stage(lambda smk: seen.update({smk.resources["gpu"]: os.environ.get(VISIBLE)}), smk)
     assert seen == {0: None, 1: "0"}

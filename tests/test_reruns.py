@@ -223,7 +223,7 @@ LOADED = {**EMBEDDED, **TRAINED, "embed": 3}
 FETCHED = {"fetch_encoder": 2, **LOADED}
 REREAD = {"extract_features": 6, **LOADED}
 FILES = [
-    (EVERYTHING, "files __init__ errors job leases locks"),
+    (EVERYTHING, "files __init__ errors job leases locks running"),
     (EVERYTHING, "data/__init__"),
     (MADE_AGAIN, "data/naming"),
     (
@@ -232,6 +232,7 @@ FILES = [
         " data/machinery/rotating data/machinery/signals ../synthesize",
     ),
     (EXTRACTED, "data/catalogue data/audio data/listing"),
+    (EXTRACTED, "tables"),
     (CATALOGUED, "data/counts data/evaluation_labels ../catalogue"),
     ({**FETCHED, **REREAD, "label": 3}, "features/__init__"),
     ({**FETCHED, **REREAD}, "features/front_end"),
@@ -241,6 +242,7 @@ FILES = [
     ({"find_duplicates": 1}, "data/duplicates ../find_duplicates"),
     ({**EMBEDDED, "label": 3}, "features/embeddings"),
     (FETCHED, "models/loading models/encoder models/__init__"),
+    (FETCHED, "weights"),
     (FETCHED, "models/fetching ../fetch_encoder"),
     ({**EAT_MADE}, "models/eat"),
     ({"fetch_encoder": 1, "embed": 1, **UNTUNED}, "models/logmel_statistics"),

@@ -20,6 +20,7 @@ from sklearn.mixture import GaussianMixture
 from asdflow.errors import InputError
 from asdflow.features.embeddings import read_embeddings
 from asdflow.files import atomic_path
+from asdflow.tables import read_parquet, write_parquet
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +90,7 @@ def make_labels(
 
 def _training_clips(path: Path, dataset: str, scored: bool, settings: Mapping[str, Any]) -> pd.DataFrame:
     """The normal clips of a data set that may be learnt from: train, clean supplemental, and by choice more."""
-    table = pd.read_parquet(path)
+    table = read_parquet(path)
     normal = table["condition"].fillna("normal") == "normal"
     keep = (table["split"] == "train") & normal
     if settings["supplemental"]:
@@ -269,8 +270,7 @@ def _write_labels(table: pd.DataFrame, path: Path, scored: str) -> None:
     labels = table.assign(label_name=name.astype(str))
     numbers = {name: number for number, name in enumerate(dict.fromkeys(labels["label_name"]))}
     labels["label"] = labels["label_name"].map(numbers).astype("int64")
-    with atomic_path(path) as temporary:
-        labels[LABEL_COLUMNS].to_parquet(temporary, index=False)
+    write_parquet(labels[LABEL_COLUMNS], path)
     log.info(
         "%d clips in %d classes (%s)",
         len(labels),

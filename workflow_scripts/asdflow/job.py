@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 from asdflow.errors import InputError
 from asdflow.leases import leased_gpus
+from asdflow.running import job
 
 PACE = ("log_every", "checkpoint_minutes")
 """Settings that say when a training stage writes log lines and checkpoints. No result depends on them, so they are kept out of
@@ -30,7 +32,7 @@ def run_stage(main: Callable[[Any], None], smk: Any) -> None:
     Parameters
     ----------
     main : the script's function.
-    smk : the object Snakemake gives to scripts (`log`, `threads`, `resources`, `rule`, `wildcards`).
+    smk : the object Snakemake gives to scripts (`log`, `threads`, `resources`, `rule`, `wildcards`, `config`).
     """
     log_file = Path(str(smk.log[0])) if smk.log else None
     _start_logging(log_file, _job_name(smk))
@@ -38,11 +40,17 @@ def run_stage(main: Callable[[Any], None], smk: Any) -> None:
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(int(smk.threads))
     try:
-        with leased_gpus(int(smk.resources.get("gpu", 0))):
+        with (
+            job(Path(smk.config["results_dir"]), _job_name(smk)),
+            leased_gpus(int(smk.resources.get("gpu", 0))),
+        ):
             main(smk)
     except InputError as error:
         logging.getLogger("asdflow").error("%s", error)
         raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        logging.getLogger("asdflow").error("Interrupted; the same command goes on from here")
+        raise SystemExit(128 + signal.SIGINT) from None
     except Exception:
         logging.getLogger("asdflow").exception("The job failed by an error in the program, not in its input")
         raise

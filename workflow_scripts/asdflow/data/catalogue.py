@@ -12,12 +12,11 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from asdflow.data import audio, naming
 from asdflow.data.listing import AUDIO_SUFFIXES
 from asdflow.errors import InputError
-from asdflow.files import atomic_path
+from asdflow.tables import REMEDY, read_columns, write_parquet
 
 SCHEMA = pa.schema(
     [
@@ -326,18 +325,12 @@ def _audio_notices(frame: pd.DataFrame, settings: Mapping[str, Any]) -> list[str
 
 def write_catalogue(catalogue: pd.DataFrame, path: Path) -> None:
     """Write a catalogue as Parquet, atomically; the same rows give the same bytes."""
-    table = pa.Table.from_pandas(catalogue, schema=SCHEMA, preserve_index=False).replace_schema_metadata(None)
-    with atomic_path(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+    write_parquet(catalogue, path, SCHEMA)
 
 
 def read_catalogue(path: Path) -> pd.DataFrame:
     """Read a catalogue; raises `InputError` when it is missing, unreadable or has other columns than `SCHEMA`."""
-    remedy = "Remove the file and run the catalogue rule again."
-    try:
-        table = pq.read_table(path)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise InputError("A catalogue cannot be read.", [f"{path}: {error}"], remedy) from error
+    table = read_columns(path)
     if not table.schema.equals(SCHEMA):
         expected = {field.name: str(field.type) for field in SCHEMA}
         found = {field.name: str(field.type) for field in table.schema}
@@ -349,7 +342,7 @@ def read_catalogue(path: Path) -> pd.DataFrame:
             if found.get(c, expected[c]) != expected[c]
         ]
         raise InputError(
-            "This is not a catalogue of this version.", different or [f"{path}: column order"], remedy
+            "This is not a catalogue of this version.", different or [f"{path}: column order"], REMEDY
         )
     frame: pd.DataFrame = table.to_pandas()
     return frame

@@ -25,7 +25,7 @@ from asdflow.data.transfer import (
 )
 from asdflow.data.zenodo import PublishedFile, ask_zenodo, from_saved_answer, record_address
 from asdflow.errors import InputError
-from asdflow.files import file_digest, write_text
+from asdflow.files import file_digest, full_disk_in_words, write_text
 
 log = logging.getLogger(__name__)
 
@@ -171,7 +171,7 @@ def _receive(
             digest = hashlib.md5(usedforsecurity=False)
         progress = Progress(archive.name, published.size, start)
         try:
-            with part.open("ab") as handle:
+            with full_disk_in_words(part), part.open("ab") as handle:
                 handle.truncate(start)
                 for block in blocks(response, published.url):
                     handle.write(block)

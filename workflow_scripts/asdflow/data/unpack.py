@@ -20,7 +20,7 @@ from asdflow.data.listing import AUDIO_SUFFIXES
 from asdflow.locks import exclusive, sweep
 from asdflow.data.transfer import DownloadSettings
 from asdflow.errors import InputError
-from asdflow.files import write_text
+from asdflow.files import full_disk_in_words, write_text
 
 log = logging.getLogger(__name__)
 
@@ -229,7 +229,7 @@ def _extract(archive: zipfile.ZipFile, entry: _Entry, target: Path) -> None:
     target.parent.mkdir(exist_ok=True)
     written = 0
     try:
-        with archive.open(entry.info) as source, target.open("xb") as sink:
+        with full_disk_in_words(target), archive.open(entry.info) as source, target.open("xb") as sink:
             while block := source.read(BLOCK):
                 written += len(block)
                 sink.write(block)

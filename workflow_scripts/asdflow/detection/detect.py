@@ -25,6 +25,7 @@ from asdflow.detection.threshold import percent
 from asdflow.detection.windows import Window, inspect_recording, windows
 from asdflow.errors import InputError
 from asdflow.files import atomic_path
+from asdflow.tables import write_parquet
 
 log = logging.getLogger(__name__)
 
@@ -280,11 +281,11 @@ def write_windows(scored: Iterable[Scored], path: Path) -> None:
 def write_table(table: pd.DataFrame, path: Path) -> None:
     """Write a table atomically as CSV or Parquet."""
     check_output(path)
+    if Path(path).suffix == ".parquet":
+        write_parquet(table, path)
+        return
     with atomic_path(path) as temporary:
-        if Path(path).suffix == ".parquet":
-            table.to_parquet(temporary, index=False)
-        else:
-            table.to_csv(temporary, index=False)
+        table.to_csv(temporary, index=False)
 
 
 def check_output(path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,17 +11,16 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from asdflow.detection.backends import LEAST_CLIPS, BackEnd, Scores, build_backend
 from asdflow.detection.threshold import DecisionThreshold, fit_threshold
 from asdflow.errors import InputError
-from asdflow.files import atomic_path, write_text
+from asdflow.weights import read_weights, write_weights
 
 log = logging.getLogger(__name__)
 
 FORMAT, VERSION = "asdflow-detector", 1
+MEMORY, DESCRIPTION = "memory.safetensors", "detector.json"
 LEAST_HELD_OUT = 8
 """Fewest held-out clips that a threshold is fitted on (ours)."""
 WHOLE_MACHINE = ""
@@ -97,8 +95,6 @@ class Detector:
                     "threshold": unit.threshold.to_dict(),
                 }
             )
-        with atomic_path(directory / "memory.safetensors") as temporary:
-            save_file(tensors, temporary, {"format": FORMAT})
         text = {
             "format": FORMAT,
             "version": VERSION,
@@ -106,23 +102,18 @@ class Detector:
             "seed": self.seed,
             "units": described,
         }
-        write_text(directory / "detector.json", json.dumps(text, indent=1, sort_keys=True) + "\n")
+        write_weights(directory / MEMORY, directory / DESCRIPTION, tensors, text)
 
     @classmethod
     def load(cls, directory: str | Path, device: torch.device | str = "cpu") -> Self:
         """Read what `save` wrote; raises InputError for a missing, damaged or foreign directory."""
         directory = Path(directory)
-        try:
-            text = json.loads((directory / "detector.json").read_text(encoding="utf-8"))
-            tensors = load_file(directory / "memory.safetensors", device=str(device))
-        except (OSError, ValueError, SafetensorError) as error:
-            raise InputError(
-                f"{directory} is not a detector", [str(error)], "run the score step again"
-            ) from error
+        remedy = "run the score step again"
+        text, tensors = read_weights(directory / MEMORY, directory / DESCRIPTION, remedy, str(device))
         if text.get("format") != FORMAT or text.get("version") != VERSION:
             raise InputError(
-                f"{directory / 'detector.json'} is not a detector of version {VERSION}",
-                remedy="run the score step again",
+                f"{directory / DESCRIPTION} is not a detector of version {VERSION}",
+                remedy=remedy,
             )
         units = {}
         for number, unit in enumerate(text["units"]):

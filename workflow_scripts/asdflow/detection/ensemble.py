@@ -11,7 +11,7 @@ import pandas as pd
 
 from asdflow.detection.threshold import fit_threshold
 from asdflow.errors import InputError
-from asdflow.files import atomic_path
+from asdflow.tables import read_parquet, write_parquet
 
 UNIT = ["machine", "section"]
 
@@ -31,7 +31,7 @@ def ensemble(clips: Path, members: Sequence[Path], decision: Mapping[str, Any], 
     """
     if len(members) < 2:
         raise InputError(f"an ensemble of {len(members)} member(s)", remedy="name at least two systems")
-    table = pd.read_parquet(clips, columns=["clip_id", *UNIT])
+    table = read_parquet(clips)[["clip_id", *UNIT]]
     train = _joined(table, [Path(member) / "train_scores.parquet" for member in members])
     test = _joined(table, [Path(member) / "scores.parquet" for member in members])
     train_means, test_means = [], []
@@ -56,8 +56,7 @@ def ensemble(clips: Path, members: Sequence[Path], decision: Mapping[str, Any], 
     for name, parts, order in (("scores", test_means, test), ("train_scores", train_means, train)):
         whole = pd.concat(parts).drop_duplicates("clip_id").set_index("clip_id")
         kept = [clip_id for clip_id in order["clip_id"] if clip_id in whole.index]
-        with atomic_path(Path(output) / f"{name}.parquet") as temporary:
-            whole.loc[kept].reset_index().to_parquet(temporary, index=False)
+        write_parquet(whole.loc[kept].reset_index(), Path(output) / f"{name}.parquet")
 
 
 def _limit(training: np.ndarray, decision: Mapping[str, Any]) -> float:
@@ -68,7 +67,7 @@ def _limit(training: np.ndarray, decision: Mapping[str, Any]) -> float:
 
 def _joined(table: pd.DataFrame, paths: Sequence[Path]) -> pd.DataFrame:
     """Clips with one column of scores a member, numbered; raises InputError when members scored other clips."""
-    scores = [pd.read_parquet(path).set_index("clip_id")["anomaly_score"] for path in paths]
+    scores = [read_parquet(path).set_index("clip_id")["anomaly_score"] for path in paths]
     first = set(scores[0].index)
     differing = [
         f"{path}: other clips than {paths[0]}"

@@ -23,6 +23,7 @@ from asdflow.detection.official import (
 )
 from asdflow.errors import InputError
 from asdflow.files import atomic_path
+from asdflow.tables import read_parquet
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ def evaluate(
     names them, and where a section lacks one of the year's metrics there is no official score. Raises InputError for test
     clips without a score or with one that is no number.
     """
-    test = labelled_clips(pd.read_parquet(clips))
+    test = labelled_clips(read_parquet(clips))
     tables = {(system, seed): scored_clips(test, path) for system, seed, path in runs}
     rows = [
         measured.assign(system=system, seed=seed)
@@ -102,7 +103,7 @@ def labelled_clips(clips: pd.DataFrame) -> pd.DataFrame:
 
 def scored_clips(test: pd.DataFrame, path: Path) -> pd.DataFrame:
     """Labelled test clips with anomaly_score and decision; raises InputError for clips without a finite score."""
-    scores = pd.read_parquet(path)
+    scores = read_parquet(path)
     merged = test.merge(scores, on="clip_id", how="left", validate="one_to_one")
     bad = merged.loc[~np.isfinite(merged["anomaly_score"].astype(float)), "clip_id"]
     if len(bad):
@@ -173,7 +174,7 @@ def _agreements(
     for system, path in labels.items():
         rows = [
             (machine, "", f"{name}{suffix}", value)
-            for machine, values in agreement(pd.read_parquet(path), truth).items()
+            for machine, values in agreement(read_parquet(path), truth).items()
             for name, value in values.items()
         ]
         if rows:

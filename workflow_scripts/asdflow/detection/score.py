@@ -13,7 +13,7 @@ import torch
 from asdflow.detection.detector import Detector, fit_detector
 from asdflow.errors import InputError
 from asdflow.features.embeddings import read_embeddings
-from asdflow.files import atomic_path
+from asdflow.tables import read_parquet, write_parquet
 from asdflow.training.material import held_out_clips
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ def score(
 
     Raises InputError naming clips without embedding, machines without training clips, embeddings that are no numbers.
     """
-    table = pd.read_parquet(clips)
+    table = read_parquet(clips)
     training = table[(table["split"] == "train") & (table["condition"].fillna("normal") == "normal")]
     test = table[table["split"] == "test"]
     vectors = _vectors(embeddings, pd.concat([training, test]), training)
@@ -56,8 +56,7 @@ def score(
     output = Path(output)
     detector.save(output / "detector")
     for name, rows in (("train_scores", train_scores), ("scores", scores)):
-        with atomic_path(output / f"{name}.parquet") as temporary:
-            rows.to_parquet(temporary, index=False)
+        write_parquet(rows, output / f"{name}.parquet")
     log.info(
         "%d test clips scored against %d training clips of %d machines", len(test), n, len(detector.machines)
     )

@@ -15,6 +15,7 @@ import yaml
 
 from asdflow.errors import InputError
 from asdflow.files import write_text
+from asdflow.tables import read_parquet
 
 LABEL_COLUMNS = ["file_name", "machine", "section", "domain", "label"]
 KINDS = ("anomaly_score", "decision_result")
@@ -60,7 +61,7 @@ def read_labels(path: str | Path, year: int) -> pd.DataFrame:
     path = Path(path)
     try:
         if path.suffix == ".parquet":
-            return labels_of_clips(pd.read_parquet(path))
+            return labels_of_clips(read_parquet(path))
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(
@@ -261,10 +262,10 @@ def write_submission(
             [f"systems.{system}.labels.kind: hidden_attributes: it learns from what the challenge hides"],
             "it is an upper bound for comparison only; submit a system with labels of another kind",
         )
-    table = pd.read_parquet(clips)
+    table = read_parquet(clips)
     labels = labels_of_clips(table)
     test = table.loc[table["split"] == "test", ["clip_id"]].reset_index(drop=True)
-    scored = pd.concat([labels, test], axis=1).merge(pd.read_parquet(scores), on="clip_id", how="left")
+    scored = pd.concat([labels, test], axis=1).merge(read_parquet(scores), on="clip_id", how="left")
     doubled = scored[
         scored.duplicated(["machine", "section", *(["domain"] if year == 2021 else []), "file_name"])
     ]

@@ -22,7 +22,8 @@ from asdflow.detection.drift import Reference, Sound, describe
 from asdflow.detection.windows import Lengths, Samples
 from asdflow.errors import InputError
 from asdflow.features.front_end import build_front_end, front_end_config
-from asdflow.files import file_digest, write_text
+from asdflow.files import atomic_path, file_digest, read_json, write_json
+from asdflow.tables import read_parquet
 from asdflow.training.network import EmbeddingModel, load_model
 
 FORMAT, VERSION = "asdflow-system", 1
@@ -59,8 +60,8 @@ def export_detector(
     if encoder_dir is not None:
         _copy(encoder_dir, output / "encoder", ("encoder.safetensors", "config.json"))
     _copy(detector_dir, output / "detector", ("memory.safetensors", "detector.json"))
-    model = load_model(output / "model", output / "encoder" if encoder_dir is not None else None)
-    training = pd.read_parquet(clips).query("split == 'train'")
+    model = load_model(model_dir, encoder_dir)
+    training = read_parquet(clips).query("split == 'train'")
     machines = {
         machine: _machine_description(rows, audio)
         for machine, rows in training.groupby("machine")
@@ -76,7 +77,7 @@ def export_detector(
         "versions": {name: metadata.version(name) for name in ("torch", "numpy", "soxr")}
         | {"python": platform.python_version(), "asdflow": _own_version()},
     }
-    write_text(output / "system.json", json.dumps(description, indent=1, sort_keys=True, default=str) + "\n")
+    write_json(output / "system.json", description)
 
 
 def _own_version() -> str:
@@ -92,7 +93,8 @@ def _copy(source: Path, target: Path, names: Sequence[str]) -> None:
         raise InputError("a part of the system is missing", missing, "run the stages before export again")
     target.mkdir(parents=True, exist_ok=True)
     for name in names:
-        shutil.copyfile(Path(source) / name, target / name)
+        with atomic_path(target / name) as temporary:
+            shutil.copyfile(Path(source) / name, temporary)
 
 
 def _machine_description(rows: pd.DataFrame, audio: Mapping[str, Any]) -> dict[str, Any]:
@@ -185,10 +187,7 @@ def _read_description(directory: Path) -> dict[str, Any]:
             inside,
             "give the folder that the workflow's export step wrote",
         )
-    try:
-        description: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read", [str(error)], "copy the folder again") from error
+    description = read_json(path, "copy the folder again")
     if description.get("format") != FORMAT or description.get("version") != VERSION:
         raise InputError(f"{path} is not of a form that this asdflow reads", remedy="export the system again")
     there = description["front_end"]

@@ -12,11 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from asdflow.errors import InputError
-from asdflow.files import atomic_path
+from asdflow.files import atomic_path, require_space
 
 FORMAT = "asdflow-embeddings"
 VERSION = 1
 BLOCK_ROWS = 4096
+CLIP_ID_BYTES = 300
+"""More than a clip's id takes."""
 REMEDY = "remove it and run the step that makes it again"
 Rows = Callable[[npt.ArrayLike, npt.ArrayLike], None]
 
@@ -30,13 +32,22 @@ def _digest(file: h5py.File) -> str:
     return digest.hexdigest()
 
 
+def _new_file(path: Path, n_bytes: int) -> h5py.File:
+    """An empty HDF5 file for about `n_bytes`; raises OSError where they do not fit."""
+    require_space(path, n_bytes + 4096)
+    return h5py.File(path, "w", libver="v110")
+
+
 @contextlib.contextmanager
 def embeddings_writer(path: str | Path, clip_ids: Sequence[str], width: int) -> Iterator[Rows]:
     """Open `path` for writing a matrix [len(clip_ids), width] in any order of rows; it appears when all is written.
 
     Yields `write(rows, values)`: `rows` int [k] (each written once), `values` float [k, width].
     """
-    with atomic_path(path) as temporary, h5py.File(temporary, "w", libver="v110") as file:
+    with (
+        atomic_path(path) as temporary,
+        _new_file(temporary, len(clip_ids) * (4 * width + CLIP_ID_BYTES)) as file,
+    ):
         file.attrs["format"], file.attrs["version"] = FORMAT, VERSION
         strings = h5py.string_dtype("utf-8", max((len(i.encode()) for i in clip_ids), default=0) or 1)
         file.create_dataset("clip_id", data=np.array([i.encode() for i in clip_ids], dtype=strings))

@@ -18,9 +18,11 @@ from asdflow.data.audio import content_hash, read_audio
 from asdflow.errors import InputError
 from asdflow.features.front_end import SAMPLE_RATE, FrontEnd, Scratch, build_front_end
 from asdflow.features.store import FeatureWriter
-from asdflow.files import atomic_path
+from asdflow.files import atomic_path, require_space
 
 log = logging.getLogger(__name__)
+INDEX_BYTES = 1000
+"""More than a feature file needs for each clip besides its frames."""
 RESAMPLING_SLACK = 2
 """Samples by which a resampler's output may miss the length computed from the catalogue."""
 
@@ -48,6 +50,7 @@ def extract_features(
     n_frames = [module.config.n_frames(int(length)) for length in lengths]
     start = time.monotonic()
     with atomic_path(output) as temporary:
+        require_space(temporary, sum(n_frames) * module.config.bins * 2 + INDEX_BYTES * (len(clips) + 1))
         writer = FeatureWriter(temporary, clips["clip_id"].tolist(), n_frames, module.config)
         task = _Extraction(clips["path"].tolist(), lengths, audio, module, writer)
         problems = _run(task, len(clips), max(1, workers))

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from asdflow.errors import InputError
 from asdflow.features.front_end import PaddedFrontEnd, front_end_config
-from asdflow.files import atomic_path, file_digest, write_text
+from asdflow.weights import write_weights
 
 ARCHITECTURES: dict[str, str] = {
     "eat": "asdflow.models.eat:EAT",
@@ -127,8 +125,10 @@ def save_encoder(encoder: Encoder, directory: str | Path, **notes: str) -> None:
     weights, by which `load_encoder` finds damage.
     """
     directory = Path(directory)
-    weights = {key: value.detach().cpu().contiguous() for key, value in encoder.state_dict().items()}
-    with atomic_path(directory / WEIGHTS) as temporary:
-        save_file(weights, temporary, {"architecture": encoder.architecture})
-    config = {**encoder.config(), **notes, "sha256": file_digest(directory / WEIGHTS)}
-    write_text(directory / CONFIG, json.dumps(config, indent=1, sort_keys=True) + "\n")
+    write_weights(
+        directory / WEIGHTS,
+        directory / CONFIG,
+        encoder.state_dict(),
+        {**encoder.config(), **notes},
+        architecture=encoder.architecture,
+    )

@@ -14,7 +14,7 @@ from typing import Any
 
 from asdflow.data.transfer import DownloadSettings, Progress, ask, blocks, open_session, with_retries
 from asdflow.errors import InputError
-from asdflow.files import file_digest
+from asdflow.files import file_digest, full_disk_in_words
 from asdflow.models.encoder import Encoder, build_encoder, save_encoder
 from asdflow.models.loading import load_encoder, weights_file
 
@@ -66,12 +66,18 @@ def _checkpoint_file(init: Mapping[str, Any], folder: Path) -> Path:
 def _download(url: str, path: Path) -> None:
     """Fetch `url` into `path`; local addresses (file://) are copied."""
     if url.startswith("file://"):
-        shutil.copyfile(url.removeprefix("file://"), path)
+        with full_disk_in_words(path):
+            shutil.copyfile(url.removeprefix("file://"), path)
         return
     settings = DownloadSettings()
 
     def attempt() -> None:
-        with open_session() as session, ask(session, url, settings) as response, path.open("wb") as handle:
+        with (
+            full_disk_in_words(path),
+            open_session() as session,
+            ask(session, url, settings) as response,
+            path.open("wb") as handle,
+        ):
             progress = Progress(path.name, int(response.headers.get("Content-Length", 0)))
             for block in blocks(response, url, 1 << 20):
                 handle.write(block)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from asdflow.errors import InputError
-from asdflow.files import file_digest
+from asdflow.files import read_json
 from asdflow.models.encoder import CONFIG, WEIGHTS, Encoder, architecture_class, build_encoder
+from asdflow.weights import read_tensors
 
 log = logging.getLogger(__name__)
+REMEDY = "fetch or make the file again"
 PUBLISHED_EAT = "model.safetensors"
 TORCH_SUFFIXES = (".pt", ".pth")
 LAYOUTS = (
@@ -37,8 +36,9 @@ def load_encoder(path: str | Path) -> Encoder:
     weights = weights_file(Path(path))
     if weights.suffix in TORCH_SUFFIXES:
         return _load_beats(weights).eval()
-    tensors = _read_safetensors(weights)
-    config = _read_json(weights.with_name(CONFIG))
+    path = weights.with_name(CONFIG)
+    config = read_json(path, REMEDY) if path.is_file() else None
+    tensors = read_tensors(weights, REMEDY, (config or {}).get("sha256"))
     if config is not None and isinstance(config.get("architecture"), dict):
         return _load_own(weights, config, tensors).eval()
     eat: Any = architecture_class("eat")
@@ -74,31 +74,8 @@ def _about(path: Path, error: InputError) -> InputError:
     return InputError(f"{path}: {error.summary}", error.problems, error.remedy)
 
 
-def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        tensors: dict[str, torch.Tensor] = load_file(path)
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise InputError(
-            f"{path} is damaged or no safetensors file", [str(error)], "fetch or make the file again"
-        ) from error
-    return tensors
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    """The mapping in a JSON file, None where there is no file."""
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path} is damaged", [str(error)], "fetch or make the file again") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} does not hold a mapping", remedy="fetch or make the file again")
-    return content
-
-
 def _load_own(weights: Path, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Encoder:
-    """One of ours; compares the checksum, then every key and shape."""
+    """One of ours; compares every key and shape."""
     remedy = "run the step that makes this encoder again"
     missing = [f"{CONFIG} lacks {key}" for key in ("front_end",) if key not in config]
     missing += [f"{CONFIG} lacks architecture.name"] * ("name" not in config["architecture"])
@@ -113,10 +90,8 @@ def _load_own(weights: Path, config: Mapping[str, Any], tensors: Mapping[str, to
         for key in own
         if key in tensors and tensors[key].shape != own[key].shape
     ]
-    if not problems and config.get("sha256", file_digest(weights)) != file_digest(weights):
-        problems.append(f"its SHA-256 is not the one in {CONFIG}")
     if problems:
-        raise InputError(f"{weights} does not fit its {CONFIG} or is damaged", problems, remedy)
+        raise InputError(f"{weights} does not fit its {CONFIG}", problems, remedy)
     encoder.load_state_dict(dict(tensors))
     return encoder
 

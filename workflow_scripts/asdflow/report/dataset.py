@@ -12,6 +12,7 @@ from asdflow.report.findings import Thresholds, read_thresholds
 from asdflow.report.inputs import DatasetFiles, ReportInputs, SystemFiles
 from asdflow.report.significance import compare_systems
 from asdflow.report.tables import read_metrics
+from asdflow.tables import read_parquet
 
 
 @dataclass
@@ -57,7 +58,7 @@ class Dataset:
 
 def read_dataset(files: DatasetFiles, inputs: ReportInputs) -> Dataset:
     """Read the tables of a data set that are on disk and compute the intervals."""
-    clips = pd.read_parquet(files.clips) if files.clips.is_file() else None
+    clips = read_parquet(files.clips) if files.clips.is_file() else None
     metrics = read_metrics(files.metrics) if files.metrics.is_file() else None
     official = (
         pd.read_csv(files.official_scores, dtype={"system": str}) if files.official_scores.is_file() else None

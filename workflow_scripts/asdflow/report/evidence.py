@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,14 @@ from sklearn.manifold import TSNE
 from sklearn.metrics import roc_curve
 
 from asdflow.detection.official import Comparison, compare
+from asdflow.errors import InputError
 from asdflow.features.embeddings import read_embeddings
+from asdflow.files import read_json
 from asdflow.report.figures import CURVE_GRID
 from asdflow.report.findings import Thresholds
 from asdflow.report.inputs import RunFiles, SystemFiles
 from asdflow.report.tables import Table, number, text
+from asdflow.tables import REMEDY, read_parquet
 
 log = logging.getLogger(__name__)
 HISTORY_POINTS = 300
@@ -32,7 +34,7 @@ def read_scores(system: SystemFiles, clips: pd.DataFrame) -> dict[int, pd.DataFr
     found = {}
     for run in system.runs:
         if run.scores.is_file():
-            scores = pd.read_parquet(run.scores)
+            scores = read_parquet(run.scores)
             if "decision" not in scores:
                 scores["decision"] = np.nan
             merged = known.merge(
@@ -210,16 +212,19 @@ def embedding_points(
 def cluster_groups(path: Path) -> dict[str, dict[str, Any]]:
     """clusters.npz as group -> {linkage, labels, cut, silhouette}; `{}` where the system clustered nothing."""
     groups: dict[str, dict[str, Any]] = {}
-    with np.load(path, allow_pickle=False) as arrays:
-        for key in arrays.files:
-            kind, _, group = key.partition("/")
-            groups.setdefault(group, {})[kind] = arrays[key]
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            for key in arrays.files:
+                kind, _, group = key.partition("/")
+                groups.setdefault(group, {})[kind] = arrays[key]
+    except Exception as error:  # what a damaged archive's headers happen to say has no common class
+        raise InputError(f"{path} is damaged or missing", [str(error)], REMEDY) from error
     return {name: parts for name, parts in sorted(groups.items()) if "linkage" in parts and "labels" in parts}
 
 
 def read_labels(path: Path, dataset: str) -> pd.DataFrame:
     """labels.parquet without the clips of additional data sets."""
-    labels = pd.read_parquet(path)
+    labels = read_parquet(path)
     return labels[labels["dataset"] == dataset] if "dataset" in labels else labels
 
 
@@ -230,7 +235,7 @@ def cut_height(parts: dict[str, Any]) -> float:
 
 def read_history(path: Path, run: str) -> pd.DataFrame:
     """history.parquet with a column `run`, each metric thinned evenly to at most 300 steps, the last one kept."""
-    table = pd.read_parquet(path)
+    table = read_parquet(path)
     parts = []
     for _, group in table.groupby("metric", sort=False):
         group = group.sort_values("step", kind="stable")
@@ -246,7 +251,7 @@ def read_metric(path: Path | None) -> str:
     """The distance in which a back end compares embeddings, `cosine` or `euclidean`; cosine where no detector.json tells."""
     if path is None or not path.is_file():
         return "cosine"
-    backend = json.loads(path.read_text(encoding="utf-8"))["settings"]["backend"]
+    backend = read_json(path, "run the score step again")["settings"]["backend"]
     return str(backend.get("metric", "cosine"))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import pandas as pd
 from scipy.stats import binom
 
+from asdflow.files import read_json
 from asdflow.report.tables import Cell, Table, ranked, text
 
 Thresholds = Mapping[tuple[str, str], tuple[float, float]]
@@ -43,7 +43,7 @@ def read_thresholds(path: Path | None) -> dict[tuple[str, str], tuple[float, flo
     """The thresholds in a detector.json; `{}` where there is none."""
     if path is None or not path.is_file():
         return {}
-    units: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["units"]
+    units: list[dict[str, Any]] = read_json(path, "run the score step again")["units"]
     return {
         (unit["machine"], unit["section"]): (
             float(unit["threshold"]["threshold"]),

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from asdflow.files import file_digest
+from asdflow.files import file_digest, full_disk_in_words, temporary_beside
 
 log = logging.getLogger(__name__)
 
@@ -91,14 +91,11 @@ class Checkpoints:
     def save(self, step: int, state: Mapping[str, Any]) -> Path:
         """Write a checkpoint atomically, then remove all but this run's newest ones. Returns its path."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        temporary = self.directory / f".{os.getpid()}.part"
+        path = self.directory / f"step_{step:09d}"
+        temporary = temporary_beside(path)
         try:
-            content = {"format": FORMAT, "identity": self.identity, "step": step, "state": dict(state)}
-            with temporary.open("wb") as handle:
-                torch.save(content, handle)
-                handle.flush()
-                os.fsync(handle.fileno())
-            path = self.directory / f"step_{step:09d}-{self.identity_digest}-{file_digest(temporary)[:16]}.pt"
+            self._write(temporary, step, state, path)
+            path = self.directory / f"{path.name}-{self.identity_digest}-{file_digest(temporary)[:16]}.pt"
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -106,6 +103,14 @@ class Checkpoints:
             old.unlink(missing_ok=True)
         self._last = time.monotonic()
         return path
+
+    def _write(self, temporary: Path, step: int, state: Mapping[str, Any], path: Path) -> None:
+        with full_disk_in_words(path, temporary):
+            content = {"format": FORMAT, "identity": self.identity, "step": step, "state": dict(state)}
+            with temporary.open("wb") as handle:
+                torch.save(content, handle)
+                handle.flush()
+                os.fsync(handle.fileno())
 
     def load(self) -> dict[str, Any] | None:
         """The state of the newest sound checkpoint of this run, or None (then the run starts from the beginning).

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from asdflow.errors import InputError
-from asdflow.files import atomic_path, write_text
+from asdflow.weights import read_weights, write_weights
 
 FORMAT, VERSION = "asdflow-model", 1
 MODEL, DESCRIPTION = "model.safetensors", "model.json"
@@ -35,22 +33,14 @@ class EmbeddingModel(ABC):
 
 def write_model(directory: Path, description: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
     """Write model.safetensors and model.json into `directory`, each atomically."""
-    tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
-    with atomic_path(directory / MODEL) as temporary:
-        save_file(tensors, temporary)
     whole = {"format": FORMAT, "version": VERSION, **description}
-    write_text(directory / DESCRIPTION, json.dumps(whole, indent=1, sort_keys=True) + "\n")
+    write_weights(directory / MODEL, directory / DESCRIPTION, weights, whole)
 
 
 def read_model(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Description and weights that `write_model` wrote; raises InputError for missing, foreign or damaged files."""
     path, remedy = Path(directory) / DESCRIPTION, "run the finetune step again"
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-        weights: dict[str, Tensor] = load_file(Path(directory) / MODEL)
-    except Exception as error:  # safetensors' and JSON's errors have no common class below Exception
-        raise InputError(f"{directory} is not a fine-tuned model", [str(error)], remedy) from error
-    known = isinstance(description, dict) and description.get("format") == FORMAT
-    if not known or description.get("version") != VERSION:
+    description, weights = read_weights(Path(directory) / MODEL, path, remedy)
+    if description.get("format") != FORMAT or description.get("version") != VERSION:
         raise InputError(f"{path} is not of a form that this asdflow reads", remedy=remedy)
     return description, weights

@@ -14,6 +14,7 @@ import pandas as pd
 from asdflow.errors import InputError
 from asdflow.features.front_end import front_end_config
 from asdflow.features.store import FeatureStore
+from asdflow.tables import read_parquet
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +58,8 @@ class TrainingMaterial:
         self.scored = next(iter(sources))
         self.spectrum_rows = front_end_config(self.store.front_end).spectrum_rows
         self.seed = seed
-        clips_table = pd.read_parquet(clips)
-        table = self._labelled(pd.read_parquet(labels))
+        clips_table = read_parquet(clips)
+        table = self._labelled(read_parquet(labels))
         table = self._without_copies(table)
         supplemental = clips_table.loc[clips_table["split"] == "supplemental", "clip_id"]
         own = table["dataset"] == self.scored

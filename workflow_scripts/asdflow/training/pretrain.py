@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pandas as pd
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
@@ -19,10 +17,12 @@ from torch import Tensor, nn
 from asdflow.device import pick_device
 from asdflow.errors import InputError
 from asdflow.features.store import FeatureStore, collate
+from asdflow.files import read_json
 from asdflow.models.eat import EAT
 from asdflow.models.encoder import CONFIG, build_encoder, save_encoder
 from asdflow.models.loading import load_encoder
 from asdflow.provenance import code_digest
+from asdflow.tables import read_parquet
 from asdflow.training.checkpoint import Checkpoints
 from asdflow.training.masking import Masks, inverse_block_masks, kept_patches, step_seed
 from asdflow.training.memory import keep_freed_memory
@@ -207,7 +207,9 @@ def _starting_point(job: Job) -> tuple[EAT, float]:
 def _has_random_weights(init: Path) -> bool:
     """Whether an encoder's config.json says that nothing has trained it yet."""
     config = init / CONFIG
-    return config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("weights") == "random"
+    return (
+        config.is_file() and read_json(config, "make or fetch the encoder again").get("weights") == "random"
+    )
 
 
 def _identity(job: Job, encoder: EAT, data: Batches) -> dict[str, Any]:
@@ -250,7 +252,7 @@ class Batches:
         settings = job.settings
         self.settings, self.encoder = settings, encoder
         self.store = FeatureStore({name: features for name, (_, features) in job.sources.items()})
-        clips = {name: pd.read_parquet(path) for name, (path, _) in job.sources.items()}
+        clips = {name: read_parquet(path) for name, (path, _) in job.sources.items()}
         items = training_items(self.store.index, clips, settings["supplemental"])
         self.digest = hashlib.sha256(
             "".join(self.store.index["content_hash"].iloc[items]).encode()

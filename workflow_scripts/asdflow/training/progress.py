@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from asdflow.errors import InputError
-from asdflow.files import atomic_path
+from asdflow.tables import write_parquet
 
 log = logging.getLogger(__name__)
 Row = tuple[int, str, float]
@@ -97,8 +97,7 @@ class Progress:
         """Write history.parquet: step (int64), metric (string), value (float64)."""
         table = pd.DataFrame(self.rows, columns=["step", "metric", "value"])
         table = table.astype({"step": "int64", "metric": "string", "value": "float64"})
-        with atomic_path(path) as temporary:
-            table.to_parquet(temporary, index=False)
+        write_parquet(table, path)
 
 
 def _refuse_divergence(step: int, values: Mapping[str, float]) -> None:
