@@ -253,6 +253,31 @@ def test_the_parts_table_shows_what_differs_and_names_what_does_not():
     assert shared == "encoder eat"
 
 
+def test_the_parts_table_leaves_out_what_is_switched_off():
+    off = {"weight": 0, "margin": 0.5}
+    learning = {"arcface": {"weight": 1.0, "margin": 0.3}, "nt_xent": off}
+    changing = {
+        "mixup": {"probability": 0.0, "alpha": 0.2},
+        "segments": {"count": 1},
+        "noise": {"probability": 0.5},
+    }
+    parts = {
+        "a": {"title": "A", "tuning": {"method": "full"}, "objective": learning, "augmentation": changing},
+        "b": {
+            "title": "B",
+            "tuning": {"method": "none", "steps": 9},
+            "objective": learning,
+            "augmentation": changing,
+        },
+    }
+    official = pd.DataFrame({"system": ["a", "b"], "mean": [60.0, 59.0], "std": [1.0, 1.0], "n": [2, 2]})
+    table, _ = parts_table(parts, official, None)
+    assert table.headers[:4] == ["System", "Tuning", "Objective", "Augmentation"]
+    assert [[c.text for c in row[:4]] for row in table.rows] == [
+        ["a", "full", "arcface", "noise"], ["b", "none", "none", "none"],
+    ]  # fmt: skip
+
+
 def test_titles_stand_below_the_scores_and_an_upper_bound_is_marked(inputs: ReportInputs, tmp_path: Path):
     record = json.loads(Path(str(inputs.provenance)).read_text())
     first, second, *_ = record["systems"]

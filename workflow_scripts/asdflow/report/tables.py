@@ -266,6 +266,7 @@ def parts_table(
     A part is told by its kind and by those of its settings that differ among systems with the same kind; it is strong
     where it differs from the baseline's.
     """
+    parts = {system: _in_use(entry) for system, entry in parts.items()}
     scored = [row for row in ranked(official) if row["system"] in parts]
     systems = [str(row["system"]) for row in scored]
     shown = {name: _part_texts({s: parts[s].get(name) for s in systems}) for name in _part_names(parts)}
@@ -310,6 +311,26 @@ def ablation_table(name: str, table: Mapping[str, Any], official: pd.DataFrame) 
     caption = table["title"] or f"{name}: parts of {table['base']}"
     headers += ["Official score", "Std", "Seeds", "Difference to the first row"]
     return Table(caption, headers, cells, [len(headers) - i for i in (4, 3, 2, 1)])
+
+
+def _in_use(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """A system's parts without its title and what is switched off: weight or probability 0, and all learning where nothing is learnt."""
+    used = {name: part for name, part in entry.items() if name != "title"}
+    for name in ("objective", "augmentation"):
+        if isinstance(used.get(name), Mapping):
+            used[name] = {key: part for key, part in used[name].items() if not _is_off(part)} or None
+    tuning = used.get("tuning")
+    if isinstance(tuning, Mapping) and tuning.get("method") in ("none", "autoencoder"):
+        used |= {name: None for name in ("objective", "augmentation") if name in used}
+        kept = tuning.get("autoencoder") if tuning["method"] == "autoencoder" else None
+        used["tuning"] = {"method": tuning["method"], **(kept or {})}
+    return used
+
+
+def _is_off(part: Any) -> bool:
+    return isinstance(part, Mapping) and (
+        0 in (part.get("weight"), part.get("probability")) or part.get("count") == 1
+    )
 
 
 def _part_names(parts: dict[str, dict[str, Any]]) -> list[str]:
