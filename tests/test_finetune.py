@@ -12,7 +12,7 @@ from asdflow.errors import InputError
 from asdflow.features.embeddings import read_embeddings
 from asdflow.features.front_end import FRONT_ENDS
 from asdflow.features.store import FeatureStore, write_features
-from asdflow.files import read_json, write_json
+from asdflow.files import file_digest, read_json, write_json
 from asdflow.models.encoder import build_encoder, save_encoder
 from asdflow.training import finetune as stage
 from asdflow.training.finetune import finetune
@@ -231,6 +231,19 @@ def test_a_frozen_base_stays_frozen_inside_lora(world):
     stored = load_file(output / "model.safetensors")
     assert not any(name.removeprefix("encoder.") in base for name in stored)
     assert any(value.abs().max() > 0 for name, value in stored.items() if name.endswith(".up"))
+
+
+def test_a_stored_lora_is_a_small_share_of_the_base_whose_file_stays_as_it_is(world, tmp_path):
+    wide = copy.copy(world)
+    wide.encoder = tmp_path / "encoder"
+    architecture = {**EAT["architecture"], "width": 768, "depth": 2, "heads": 12}  # two of EAT-base's blocks
+    save_encoder(build_encoder({**EAT, "architecture": architecture}, seed=0), wide.encoder)
+    before = file_digest(wide.encoder / "encoder.safetensors")
+    lora = {"rank": 16, "alpha": 32, "targets": ["qkv", "proj", "fc1", "fc2"]}
+    output = wide.run("wide", changed(tuning__method="lora", tuning__steps=1, tuning__lora=lora))
+    assert file_digest(wide.encoder / "encoder.safetensors") == before
+    stored, base = output / "model.safetensors", wide.encoder / "encoder.safetensors"
+    assert 0 < stored.stat().st_size < 0.05 * base.stat().st_size
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_does_not(world):
