@@ -236,7 +236,7 @@ def test_a_frozen_base_stays_frozen_inside_lora(world):
 def test_a_stored_lora_is_a_small_share_of_the_base_whose_file_stays_as_it_is(world, tmp_path):
     wide = copy.copy(world)
     wide.encoder = tmp_path / "encoder"
-    architecture = {**EAT["architecture"], "width": 768, "depth": 2, "heads": 12}  # two of EAT-base's blocks
+    architecture = {"name": "eat", "width": 768, "depth": 2, "heads": 12}  # two of EAT-base's blocks
     save_encoder(build_encoder({**EAT, "architecture": architecture}, seed=0), wide.encoder)
     before = file_digest(wide.encoder / "encoder.safetensors")
     lora = {"rank": 16, "alpha": 32, "targets": ["qkv", "proj", "fc1", "fc2"]}
