@@ -12,6 +12,7 @@ import pandas as pd
 from asdflow.features.front_end import FRONT_ENDS
 from asdflow.report.inputs import DatasetFiles
 from asdflow.report.media import Pictures, picture
+from asdflow.report.tables import switched_on
 from asdflow.training.augmentation import show_each
 
 FRAMES = 300
@@ -47,7 +48,7 @@ def augmented_clips(
     """
     recipes: dict[str, tuple[Mapping[str, Any], list[str]]] = {}
     for system, part in parts.items():
-        used = used_parts(part.get("augmentation"))
+        used = _pictured(part.get("augmentation"))
         if used:
             recipes.setdefault(repr(used), (part["augmentation"], []))[1].append(system)
     front_end = FRONT_ENDS.get(files.features[0].parent.name) if files.features else None
@@ -68,21 +69,17 @@ def augmented_clips(
             tuple(
                 Shown(name, _in_words(settings.get(name, {})), picture(image, low, high))
                 for name, image in show_each(settings, clip, other, front_end, seed).items()
-                if name == "original" or name in used_parts(settings)
+                if name == "original" or name in _pictured(settings)
             ),
         )
         for settings, systems in recipes.values()
     ]
 
 
-def used_parts(settings: Any) -> dict[str, Any]:
-    """The augmentations that a recipe uses, out of all that the configuration knows."""
-    known = settings if isinstance(settings, Mapping) else {}
-    return {
-        name: part
-        for name, part in known.items()
-        if isinstance(part, Mapping) and part.get("probability", 0) > 0
-    }
+def _pictured(settings: Any) -> dict[str, Any]:
+    """The augmentations that a recipe uses and that a picture can show: those done to some clips and not to others."""
+    used = switched_on(settings) if isinstance(settings, Mapping) else {}
+    return {name: part for name, part in used.items() if "probability" in part}
 
 
 def _two_clips(clips: pd.DataFrame) -> tuple[str, str] | None:

@@ -318,7 +318,7 @@ def _in_use(entry: Mapping[str, Any]) -> dict[str, Any]:
     used = {name: part for name, part in entry.items() if name != "title"}
     for name in ("objective", "augmentation"):
         if isinstance(used.get(name), Mapping):
-            used[name] = {key: part for key, part in used[name].items() if not _is_off(part)} or None
+            used[name] = switched_on(used[name]) or None
     tuning = used.get("tuning")
     if isinstance(tuning, Mapping) and tuning.get("method") in ("none", "autoencoder"):
         used |= {name: None for name in ("objective", "augmentation") if name in used}
@@ -327,10 +327,15 @@ def _in_use(entry: Mapping[str, Any]) -> dict[str, Any]:
     return used
 
 
-def _is_off(part: Any) -> bool:
-    return isinstance(part, Mapping) and (
-        0 in (part.get("weight"), part.get("probability")) or part.get("count") == 1
-    )
+def switched_on(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The losses or augmentations that a recipe uses, out of all that it names: weight and probability not 0, several segments."""
+
+    def off(part: Any) -> bool:
+        return isinstance(part, Mapping) and (
+            0 in (part.get("weight"), part.get("probability")) or part.get("count") == 1
+        )
+
+    return {name: part for name, part in settings.items() if not off(part)}
 
 
 def _part_names(parts: dict[str, dict[str, Any]]) -> list[str]:
