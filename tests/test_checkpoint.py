@@ -11,8 +11,6 @@ from asdflow.errors import InputError
 from asdflow.training.checkpoint import (
     Checkpoints,
     describe_differences,
-    random_state,
-    restore_random_state,
 )
 from asdflow.training.progress import Progress, format_seconds
 
@@ -123,15 +121,6 @@ def test_differences_are_named_at_every_depth():
         "a.c: [1], now [2]",
         "d: None, now 0",
     ]
-
-
-def test_random_states_come_back(tmp_path):
-    torch.manual_seed(4)
-    saved = random_state()
-    first = torch.rand(3)
-    checkpoints(tmp_path).save(1, {"random": saved})
-    restore_random_state(checkpoints(tmp_path).load()["random"])
-    assert torch.equal(torch.rand(3), first)
 
 
 def progress(**options):

@@ -163,16 +163,3 @@ def describe_differences(theirs: Any, ours: Any, where: str = "") -> list[str]:
             found += describe_differences(theirs.get(key), ours.get(key), name)
         return found
     return [] if theirs == ours else [f"{where}: {theirs!r}, now {ours!r}"]
-
-
-def random_state() -> dict[str, Any]:
-    """State of PyTorch's global generators (CPU, and every CUDA device), for code that draws from them (dropout)."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"cpu": torch.get_rng_state(), "cuda": cuda}
-
-
-def restore_random_state(state: Mapping[str, Any]) -> None:
-    """Put the generators back into the state that `random_state` returned."""
-    torch.set_rng_state(state["cpu"])
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
