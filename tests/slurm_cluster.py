@@ -11,11 +11,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests import slurm_daemons
+from tests.pausing import wait_for
 
 CLIENTS = ("sacct", "sbatch", "scancel", "scontrol", "sinfo", "squeue", "srun")
 NEEDED = ("munged", "slurmctld", "slurmd", *CLIENTS)
@@ -54,61 +55,6 @@ printf '%s\\n' "{name} $*" >> {folder}/calls
 SLURM_CONF={folder}/slurm.conf exec {program} "$@"
 """
 
-PAUSE = """
-import asyncio, importlib.machinery, os, sys, time
-from pathlib import Path
-
-class Finder:
-    def find_spec(self, name, path=None, target=None):
-        if name not in CHANGES:
-            return None
-        spec = importlib.machinery.PathFinder.find_spec(name, path)
-        load = spec.loader.exec_module
-        spec.loader.exec_module = lambda module: (load(module), CHANGES[name](module))
-        return spec
-
-def look_often(module):
-    async def sleep(self):
-        await asyncio.sleep(1)
-    module.RemoteExecutor.sleep = sleep
-
-def pause(module):
-    checkpoints = module.Checkpoints
-    go_on = checkpoints.after_step
-    def after_step(self, step, state):
-        for part, update in PARTS.items():
-            mark = Path(FOLDER, part)
-            if str(self.directory).endswith(part) and step == update and not mark.exists():
-                task = os.environ.get("SLURM_ARRAY_TASK_ID")
-                number = os.environ["SLURM_ARRAY_JOB_ID"] + "_" + task if task else os.environ["SLURM_JOB_ID"]
-                mark.parent.mkdir(parents=True, exist_ok=True)
-                mark.with_suffix(".new").write_text(number)
-                mark.with_suffix(".new").rename(mark)
-                until = time.monotonic() + 300
-                while self.signal is None and time.monotonic() < until:
-                    time.sleep(0.02)
-        go_on(self, step, state)
-    checkpoints.after_step = after_step
-
-CHANGES = {
-    "asdflow.training.checkpoint": pause,
-    "snakemake_interface_executor_plugins.executors.remote": look_often,
-}
-sys.meta_path.insert(0, Finder())
-"""
-
-
-def pausing(folder: Path, updates: Mapping[str, int]) -> dict[str, str]:
-    """Variables for a process whose jobs pause, each once: the training whose checkpoints lie in such a folder after so many updates.
-
-    Snakemake under these variables looks after its jobs every second, instead of ever more seldom up to every three minutes.
-    A job that pauses leaves a file of the folder's name with SLURM's number of the job in it, and goes on when a signal comes.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    text = PAUSE.replace("PARTS", repr(dict(updates))).replace("FOLDER", repr(str(folder)))
-    (folder / "sitecustomize.py").write_text(text, encoding="utf-8")
-    return {"PYTHONPATH": str(folder)}
-
 
 def end_with_parent() -> None:
     """In a process about to start: have the kernel end it when the one that started it dies, however that dies."""
@@ -130,6 +76,8 @@ class Cluster:
 
     folder: Path
     environment: dict[str, str]
+    start: Callable[..., None]
+    """Starts a daemon under a name of its own, from its command line."""
 
     def ask(self, *command: str) -> str:
         """What a SLURM command prints."""
@@ -153,6 +101,44 @@ class Cluster:
     def show(self, number: str) -> str:
         return self.ask("scontrol", "show", "job", number)
 
+    def start_now(self, number: str) -> None:
+        """Have a requeued job begin, which SLURM would let wait for two minutes."""
+        self.ask("scontrol", "update", f"jobid={number}", "StartTime=now")
+
+    def start_node(self, node: str) -> None:
+        self.start(node, "slurmd", "-D", "-f", f"{self.folder}/slurm.conf", "-N", node)
+
+    def lose(self, node: str) -> None:
+        """Kill all that runs on a node, as a power cut would, and tell SLURM, which would find out after minutes."""
+        while found := self._processes_on(node):
+            for pid in found:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.02)
+        self.ask("scontrol", "update", f"nodename={node}", "state=down", "reason=lost")
+
+    def _processes_on(self, node: str) -> list[int]:
+        """A node's daemon, then what it has between itself and its jobs, which would report that these ended, then the jobs."""
+        daemon, between, jobs = set(), set(), set()
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                command = (folder / "cmdline").read_bytes().split(b"\0")
+                variables = (folder / "environ").read_bytes().split(b"\0")
+                state, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
+            except OSError:
+                continue
+            if state == "Z":
+                continue
+            if command[-3:-1] == [b"-N", node.encode()] and f"{self.folder}/slurm.conf".encode() in command:
+                daemon.add(int(folder.name))
+            ours = f"PATH={self.folder}/bin:".encode()
+            if f"SLURMD_NODENAME={node}".encode() in variables and any(v.startswith(ours) for v in variables):
+                jobs.add(int(folder.name))
+                with contextlib.suppress(OSError):
+                    if Path(f"/proc/{parent}/comm").read_text().startswith("slurmstepd"):
+                        between.add(int(parent))
+        return [*daemon, *between, *(jobs - between)]
+
 
 @contextlib.contextmanager
 def running_cluster() -> Iterator[Cluster]:
@@ -161,7 +147,7 @@ def running_cluster() -> Iterator[Cluster]:
     They, their jobs and the folder vanish afterwards, also if this process is killed.
     """
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))  # short: the path of a socket has a limit
-    cluster = Cluster(folder, write_configuration(folder))
+    environment = write_configuration(folder)
     keeper = subprocess.Popen(
         [sys.executable, str(Path(slurm_daemons.__file__)), str(folder)],
         stdin=subprocess.PIPE,
@@ -175,12 +161,13 @@ def running_cluster() -> Iterator[Cluster]:
         keeper.stdin.write(json.dumps([name, [program, *command[1:]]]) + "\n")
         keeper.stdin.flush()
 
+    cluster = Cluster(folder, environment, start)
     try:
         start("munged", "munged", "--foreground", *munge_options(folder))
         cluster.wait_for("munged's socket", (folder / "munge.socket").exists)
         start("slurmctld", "slurmctld", "-D", "-i", "-f", f"{folder}/slurm.conf")
         for node in NODES:
-            start(node, "slurmd", "-D", "-f", f"{folder}/slurm.conf", "-N", node)
+            cluster.start_node(node)
         cluster.wait_for("idle nodes", lambda: nodes_are_idle(cluster))
         yield cluster
     finally:
@@ -244,11 +231,3 @@ def nodes_are_idle(cluster: Cluster) -> bool:
         ["scontrol", "show", "nodes", "--oneliner"], env=cluster.environment, capture_output=True, text=True
     )
     return asked.stdout.count("State=IDLE ") == len(NODES)
-
-
-def wait_for(what: str, condition: Callable[[], object], seconds: float = 120) -> None:
-    """Wait until a condition holds; an error that says what did not come."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {seconds:.0f} s for {what}"
-        time.sleep(0.02)

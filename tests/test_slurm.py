@@ -1,4 +1,4 @@
-"""The workflow on a real SLURM: submitted by its profile, cancelled and requeued in mid-training, equal to the local run."""
+"""The workflow on a real SLURM: submitted by its profile, cancelled, requeued and its node lost in mid-training, equal to the local run."""
 
 import os
 import re
@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 
 from tests.conftest import REPOSITORY
-from tests.slurm_cluster import end_with_parent, missing_programs, pausing, running_cluster, wait_for
+from tests.pausing import pausing, wait_for
+from tests.slurm_cluster import NODES, end_with_parent, missing_programs, running_cluster
 from tests.workflow import SNAKEMAKE
 
 MISSING = missing_programs()
@@ -26,7 +27,8 @@ pytestmark = [
 
 SMOKE = REPOSITORY / "configs" / "smoke.yaml"
 UPDATES = 20  # of pre-training and of fine-tuning in the smoke run
-PAUSES = {"pretrain/eat_small": 12, "finetune/demo/attribute_aware/seed_0": 7}
+PRETRAINING, FINETUNING = "pretrain/eat_small", "finetune/demo/attribute_aware/seed_0"
+PAUSES = {PRETRAINING: [12, 16], FINETUNING: [7]}
 PROFILE = ["--workflow-profile", str(REPOSITORY / "profiles" / "slurm")]
 # Of the profile's values only those that are the cluster's: this machine's cores, its memory, groups that keep both nodes busy.
 HERE = ["--cores", "2", "--resources", "mem_mb=8000", "--slurm-init-seconds-before-status-checks", "3"]
@@ -51,7 +53,7 @@ class Submitted:
     """A run of the workflow on the cluster, in the background; its output goes to a file."""
 
     def __init__(self, cluster, folder: Path, overlays, *arguments: str) -> None:
-        self.folder, self.output = folder, folder / "snakemake.log"
+        self.cluster, self.folder, self.output = cluster, folder, folder / "snakemake.log"
         command = [*SNAKEMAKE, "--directory", str(folder), *PROFILE, *HERE, *arguments]
         command += ["--config", "device=cpu"]
         command += ["--configfile", str(REPOSITORY / "config.yaml"), *map(str, overlays)]
@@ -79,6 +81,20 @@ class Submitted:
 
         wait_for(what, happened, seconds=1200)
 
+    def paused(self, training: str, update: int) -> str:
+        """Wait for a training to pause; SLURM's number of its job."""
+        mark = self.folder / "pauses" / training / str(update)
+        self.until(f"{training} to reach update {update}", mark.exists)
+        return mark.read_text()
+
+    def again_in_the_queue(self, number: str) -> None:
+        """Wait until SLURM has taken a job back, and with it others of its node; have them all begin."""
+        self.until("the job in the queue again", lambda: "Reason=BeginTime" in self.cluster.show(number))
+        waiting = self.cluster.ask("squeue", "--noheader", "--array", "--states=PENDING", "--format=%i %r")
+        for line in waiting.splitlines():
+            if line.endswith(" BeginTime"):
+                self.cluster.start_now(line.split()[0])
+
     def end(self) -> None:
         try:
             code = self.process.wait(1200)
@@ -89,24 +105,24 @@ class Submitted:
 
 @pytest.fixture(scope="module")
 def finished(cluster, tmp_path_factory):
-    """The run on the cluster: pre-training cancelled once, a fine-tuning requeued once, both in the middle."""
+    """The run on the cluster: pre-training cancelled, then its node lost; a fine-tuning requeued; each in the middle."""
     run = Submitted(cluster, tmp_path_factory.mktemp("cluster"), [SMOKE], *GPUS)
-    pretraining, finetuning = (run.folder / "pauses" / part for part in PAUSES)
     try:
-        run.until("pre-training to reach its pause", pretraining.exists)
-        cancelled = pretraining.read_text()
+        cancelled = run.paused(PRETRAINING, 12)
         cluster.ask("scancel", cancelled)
-        run.until("fine-tuning to reach its pause", finetuning.exists)
-        requeued = finetuning.read_text()
+        lost = run.paused(PRETRAINING, 16)
+        [node] = [node for node in NODES if f"BatchHost={node}" in cluster.show(lost)]
+        cluster.lose(node)
+        run.again_in_the_queue(lost)
+        run.until("the lost job on another node", lambda: "JobState=RUNNING" in cluster.show(lost))
+        cluster.start_node(node)
+        requeued = run.paused(FINETUNING, 7)
         cluster.ask("scontrol", "requeue", requeued)
-        run.until("the job in the queue again", lambda: "Reason=BeginTime" in cluster.show(requeued))
-        cluster.ask(
-            "scontrol", "update", f"jobid={requeued}", "StartTime=now"
-        )  # SLURM would wait two minutes
+        run.again_in_the_queue(requeued)
         run.end()
     finally:
         run.process.kill()
-    return run, cancelled, requeued
+    return run, {"cancelled": cancelled, "lost": lost, "node": node, "requeued": requeued}
 
 
 def scores(results: Path) -> dict[str, pd.DataFrame]:
@@ -115,7 +131,7 @@ def scores(results: Path) -> dict[str, pd.DataFrame]:
 
 
 def test_the_run_ends_with_the_scores_of_the_local_one(finished, local):
-    run, _, _ = finished
+    run, _ = finished
     ours, theirs = scores(run.results), scores(local)
     assert len(ours) == 12 and ours.keys() == theirs.keys()
     for name in ours:
@@ -128,17 +144,26 @@ def test_the_run_ends_with_the_scores_of_the_local_one(finished, local):
 
 
 def test_a_cancelled_pre_training_saved_a_checkpoint_and_the_next_submission_continued_from_it(finished):
-    run, cancelled, _ = finished
-    [first_life] = run.folder.glob(f".snakemake/slurm_logs/rule_pretrain/*/{cancelled}.log")
+    run, jobs = finished
+    [first_life] = run.folder.glob(f".snakemake/slurm_logs/rule_pretrain/*/{jobs['cancelled']}.log")
     assert "Stopped by SIGTERM after update 12" in first_life.read_text()
-    assert f"SLURM-job '{cancelled}' failed, SLURM status is: 'CANCELLED'" in run.log()
-    second_life = (run.results / "logs/pretrain/eat_small.log").read_text()
-    assert "Continuing after update 12 " in second_life and "update 20/20" in second_life
+    assert f"SLURM-job '{jobs['cancelled']}' failed, SLURM status is: 'CANCELLED'" in run.log()
+    assert jobs["lost"] != jobs["cancelled"]
+
+
+def test_a_pre_training_whose_node_was_lost_continued_on_the_other(finished, cluster):
+    """From the checkpoint before: a power cut leaves no time to write one."""
+    run, jobs = finished
+    job = cluster.show(jobs["lost"])
+    [other] = set(NODES) - {jobs["node"]}
+    assert "Restarts=1" in job and "JobState=COMPLETED" in job and f"BatchHost={other}" in job
+    log = (run.results / "logs/pretrain/eat_small.log").read_text()
+    assert "Continuing after update 12 " in log and "update 20/20" in log
 
 
 def test_a_requeued_fine_tuning_continued_under_its_own_number(finished, cluster):
-    run, _, requeued = finished
-    job = cluster.show(requeued)
+    run, jobs = finished
+    job = cluster.show(jobs["requeued"])
     assert "Restarts=1" in job and "JobState=COMPLETED" in job
     log = (run.results / "logs/finetune/demo/attribute_aware/seed_0.log").read_text()
     assert "Continuing after update 7 " in log
@@ -146,7 +171,7 @@ def test_a_requeued_fine_tuning_continued_under_its_own_number(finished, cluster
 
 def test_short_jobs_share_submissions(finished, cluster):
     """Jobs by the number that Snakemake planned, submissions by the calls of sbatch; one more for the cancelled job."""
-    run, _, _ = finished
+    run, _ = finished
     [jobs] = re.findall(r"^total +(\d+)$", run.log(), flags=re.M)[:1]
     submissions = cluster.calls("sbatch")
     assert int(jobs) >= 30 and len(submissions) - 1 <= int(jobs) / 2
@@ -166,7 +191,7 @@ def test_gpus_are_asked_for_and_a_job_is_requeued_if_it_must_give_way(finished, 
 
 def test_pre_training_on_two_nodes_ends_like_the_local_one(finished, local, cluster, tmp_path):
     """Two tasks, one on each node, started by srun: the same encoder but for rounding."""
-    run, _, _ = finished
+    run, _ = finished
     for part in ("demo/features", "encoders/eat_small_unadapted"):
         shutil.copytree(run.results / part, tmp_path / "results" / part)
     shutil.copy2(run.results / "demo/clips.parquet", tmp_path / "results/demo")

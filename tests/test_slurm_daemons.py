@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests import slurm_daemons
-from tests.slurm_cluster import wait_for
+from tests.pausing import wait_for
 
 ASK = """
 import subprocess, sys

@@ -39,6 +39,7 @@ def enter_results_folder() -> list:
         raise WorkflowError(str(error)) from None
     if message:
         print(message, file=sys.stderr, flush=True)
+    running.pass_sigterm_on(lock, Path(RESULTS))
     return [lock]
 
 

@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from asdflow.errors import InputError
@@ -39,6 +40,7 @@ def run_stage(main: Callable[[Any], None], smk: Any) -> None:
     os.environ["OMP_NUM_THREADS"] = str(smk.threads)
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(int(smk.threads))
+    signal.signal(signal.SIGTERM, _leave)
     try:
         with (
             job(Path(smk.config["results_dir"]), _job_name(smk)),
@@ -54,6 +56,12 @@ def run_stage(main: Callable[[Any], None], smk: Any) -> None:
     except Exception:
         logging.getLogger("asdflow").exception("The job failed by an error in the program, not in its input")
         raise
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """On SIGTERM: end by way of what removes half-written files. Training has its own answer, and saves a checkpoint first."""
+    logging.getLogger("asdflow").error("Ended by SIGTERM; the same command goes on from here")
+    raise SystemExit(128 + number)
 
 
 def _job_name(smk: Any) -> str:

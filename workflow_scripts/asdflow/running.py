@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
+from types import FrameType
 from typing import IO, Any
 
 from asdflow.errors import InputError
@@ -54,6 +55,30 @@ def enter(results: Path) -> tuple[IO[str], str]:
     return lock, "\n".join(lines)
 
 
+def pass_sigterm_on(lock: IO[str], results: Path) -> None:
+    """From now on a SIGTERM to this process reaches the jobs of its run on this machine; those that SLURM runs go on.
+
+    Snakemake alone would begin no more jobs and wait for the running ones, a training for days. A job that is told to end saves
+    what it can go on from; one that is just starting reads in the lock that the run is ending.
+    """
+    earlier = signal.getsignal(signal.SIGTERM)
+
+    def tell_jobs(number: int, frame: FrameType | None) -> None:
+        if callable(earlier):
+            earlier(number, frame)
+        os.write(
+            2, b"SIGTERM: the jobs on this machine are told to end; training saves a checkpoint first.\n"
+        )
+        _write_note(lock, "run", ending=True)
+        for path in (results / JOBS).glob("*.lock"):
+            note = _note(path)
+            if is_held(path) and _is_here(note):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(note["process"], number)
+
+    signal.signal(signal.SIGTERM, tell_jobs)
+
+
 def leave(lock: IO[str]) -> None:
     """End a run in good order."""
     lock.truncate(0)
@@ -62,7 +87,7 @@ def leave(lock: IO[str]) -> None:
 
 @contextlib.contextmanager
 def job(results: Path, name: str) -> Iterator[None]:
-    """Note while a job runs, for a run to come, that it does."""
+    """Note while a job runs, for its run and for one to come, that it does. Raises SystemExit where its run is ending."""
     path = results / JOBS / f"{socket.gethostname()}-{os.getpid()}.lock"
     lock = take(path)
     if lock is None:  # a forked copy of this very process
@@ -70,6 +95,10 @@ def job(results: Path, name: str) -> Iterator[None]:
         return
     try:
         _write_note(lock, name)
+        run = _note(results / RUN)
+        if run.get("ending") and _is_here(run):
+            log.warning("Not begun: the run is ending")
+            raise SystemExit(128 + signal.SIGTERM)
         yield
     finally:
         path.unlink(missing_ok=True)
@@ -84,10 +113,10 @@ def describe(note: dict[str, Any]) -> str:
     return text + (f", SLURM job {note['slurm']}" if note["slurm"] else "")
 
 
-def _write_note(lock: IO[str], what: str) -> None:
+def _write_note(lock: IO[str], what: str, **more: Any) -> None:
     note = {
         "what": what, "process": os.getpid(), "parent": os.getppid(), "host": socket.gethostname(),
-        "since": datetime.now().isoformat(" ", "seconds"), "slurm": os.environ.get("SLURM_JOB_ID", ""),
+        "since": datetime.now().isoformat(" ", "seconds"), "slurm": os.environ.get("SLURM_JOB_ID", ""), **more,
     }  # fmt: skip
     lock.truncate(0)
     lock.write(json.dumps(note))
@@ -101,6 +130,12 @@ def _note(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return note if isinstance(note, dict) else {}
+
+
+def _is_here(note: dict[str, Any]) -> bool:
+    """Whether the writer of a note runs on this machine and, under SLURM, within this very job."""
+    here = (socket.gethostname(), os.environ.get("SLURM_JOB_ID", ""))
+    return (note.get("host"), note.get("slurm")) == here
 
 
 def _end_left_jobs(folder: Path) -> list[dict[str, Any]]:
