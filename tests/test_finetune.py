@@ -221,16 +221,26 @@ def test_a_stored_model_embeds_as_the_run_did_and_the_base_is_untouched(world, c
     np.testing.assert_allclose(again, vectors[[3, 11]], rtol=1e-4, atol=1e-5)
 
 
-def test_a_frozen_base_stays_frozen_inside_lora(world):
+def test_a_lora_model_stores_no_base_weights_and_is_loaded_with_its_updates_merged(world):
     output = world.run("lora", changed(tuning__method="lora"))
-    model = load_model(output)
-    assert isinstance(model, TunedModel) and model.tuned is not None
     base = load_file(world.encoder / "encoder.safetensors")
-    tuned = {name.replace(".base.", "."): value for name, value in model.tuned.encoder.state_dict().items()}
-    assert all(torch.equal(tuned[name], value) for name, value in base.items())
     stored = load_file(output / "model.safetensors")
     assert not any(name.removeprefix("encoder.") in base for name in stored)
-    assert any(value.abs().max() > 0 for name, value in stored.items() if name.endswith(".up"))
+    ups = {
+        name.removesuffix(".up"): value.abs().max() > 0
+        for name, value in stored.items()
+        if name.endswith(".up")
+    }
+    assert ups and all(ups.values())
+    model = load_model(output)
+    assert isinstance(model, TunedModel) and model.tuned is not None
+    loaded = model.tuned.state_dict()
+    changed_layers = {
+        f"encoder.{name.removesuffix('.weight')}"
+        for name, value in base.items()
+        if not torch.equal(loaded[f"encoder.{name}"], value)
+    }
+    assert changed_layers == ups.keys()
 
 
 def test_a_stored_lora_is_a_small_share_of_the_base_whose_file_stays_as_it_is(world, tmp_path):

@@ -20,7 +20,7 @@ from asdflow.errors import InputError
 from asdflow.report import evidence, figures
 from asdflow.report.augmented import augmented_clips
 from asdflow.report.build import build_report
-from asdflow.report.inputs import ReportInputs, dataset_files, discover
+from asdflow.report.inputs import ReportInputs, dataset_files
 from asdflow.report.media import choose_clips, nearest_normal
 from asdflow.report.published import MACHINES, PUBLISHED, SETS, published_table
 from asdflow.report.significance import compare_systems
@@ -103,17 +103,6 @@ def test_a_report_needs_a_data_set_and_readable_provenance(inputs: ReportInputs,
             ReportInputs(inputs.datasets, provenance=tmp_path / "provenance.json"), tmp_path / "x.html"
         )
     assert not (tmp_path / "x.html").exists()
-
-
-def test_every_data_set_system_and_seed_is_discovered(tmp_path: Path):
-    make_run(tmp_path, TINY, name="first")
-    make_run(tmp_path, TINY, name="second")
-    found = discover(tmp_path)
-    assert [d.name for d in found.datasets] == ["first", "second"]
-    assert {s.name: [r.seed for r in s.runs] for s in found.datasets[0].systems} == {
-        s: [0, 1] for s in sorted(TINY.systems)
-    }
-    assert list(found.encoder_histories) == ["eat_small"]
 
 
 def test_exports_hold_every_machine_and_unrounded_numbers(inputs: ReportInputs, page: Path):

@@ -142,27 +142,3 @@ def _system_files(
     )
     labels = root / folders.get("labels", name)
     return SystemFiles(name, runs, encoder, unadapted, labels / "labels.parquet", labels / "clusters.npz")
-
-
-def discover(results: Path) -> ReportInputs:
-    """Every data set, system and seed that lies below `results`, for a report without a workflow.
-
-    A data set is a folder with clips.parquet; a system a folder in it with seed_<n>/scores.parquet.
-    """
-    results = Path(results)
-    datasets = []
-    for clips in sorted(results.glob("*/clips.parquet")):
-        found: dict[str, list[int]] = {}
-        for scores in clips.parent.glob("*/seed_*/scores.parquet"):
-            found.setdefault(scores.parent.parent.name, []).append(
-                int(scores.parent.name.removeprefix("seed_"))
-            )
-        systems = {name: sorted(found[name]) for name in sorted(found)}
-        datasets.append(dataset_files(results, clips.parent.name, systems))
-    provenance, graph = results / "report" / "provenance.json", results / "report" / "rulegraph.svg"
-    return ReportInputs(
-        datasets=tuple(datasets),
-        encoder_histories={p.parent.name: p for p in sorted(results.glob("encoders/*/history.parquet"))},
-        provenance=provenance if provenance.exists() else None,
-        rule_graph=graph if graph.exists() else None,
-    )

@@ -19,7 +19,7 @@ from asdflow.models.encoder import WEIGHTS, Encoder, build_encoder
 from asdflow.models.loading import load_encoder
 from asdflow.models.logmel_statistics import LogMelStatistics
 from asdflow.models.pooling import build_pooling
-from asdflow.training.adaptation import GroupAdapters, add_low_rank, build_group_adapters
+from asdflow.training.adaptation import GroupAdapters, add_low_rank, build_group_adapters, merge_low_rank
 from asdflow.training.autoencoder import AutoencoderModel
 from asdflow.training.embedding_model import EmbeddingModel, read_model, write_model
 from asdflow.training.material import crop
@@ -225,7 +225,7 @@ class TunedModel(EmbeddingModel):
 
 
 def load_model(directory: Path, encoder_dir: Path | None = None, device: str = "cpu") -> EmbeddingModel:
-    """Load what the `finetune` stage stored in `directory`.
+    """Load what the `finetune` stage stored in `directory`, for inference: low-rank updates are merged into the base's weights.
 
     encoder_dir : where the base encoder lies, if not where model.json says; it must be the very same encoder.
     Raises InputError for files that are missing, foreign or damaged, and for a base encoder with another digest.
@@ -249,6 +249,7 @@ def load_model(directory: Path, encoder_dir: Path | None = None, device: str = "
             raise InputError(
                 f"{directory}: model.safetensors does not fit model.json", found.unexpected_keys[:10]
             )
+        merge_low_rank(model.tuned.encoder)
         model.tuned.eval()
     return model
 
