@@ -18,6 +18,8 @@ SETTINGS = {
     "count": "silhouette",
     "clusters": 3,
     "threshold": 1.0,
+    "standardise": False,
+    "min_clusters": 2,
     "max_clusters": 8,
     "min_silhouette": 0.05,
     "per_domain": True,
@@ -108,6 +110,29 @@ def test_every_method_finds_separated_clusters_and_their_number(method):
 def test_a_group_without_structure_stays_one_cluster():
     vectors = np.random.default_rng(0).normal(size=(30, 50)).astype(np.float32)
     assert set(cluster(vectors, {**SETTINGS, "min_silhouette": 0.3}, seed=0).labels) == {0}
+
+
+@pytest.mark.parametrize(
+    ("clips", "tried"), [(40, range(6, 9)), (20, range(4, 9)), (8, range(2, 5)), (4, range(2, 3))]
+)
+def test_the_fewest_clusters_tried_hold_five_clips_each_where_more_are_wanted(clips, tried):
+    vectors = np.random.default_rng(0).normal(size=(clips, 5)).astype(np.float32)
+    found = cluster(vectors, {**SETTINGS, "min_clusters": 6}, seed=0)
+    assert found.candidates[:, 0].tolist() == list(tried)
+
+
+def test_standardised_embeddings_show_groups_that_loud_dimensions_hide():
+    """Two groups told apart by small dimensions only, beside two of a hundred times their size that say nothing."""
+    rng = np.random.default_rng(0)
+    truth = np.repeat([0, 1], 20)
+    small = np.outer(truth, np.ones(8)) + 0.1 * rng.normal(size=(40, 8))
+    vectors = np.hstack([100 * rng.normal(size=(40, 2)), small]).astype(np.float32)
+    fixed = {**SETTINGS, "count": "fixed", "clusters": 2}
+    assert adjusted_rand_score(truth, cluster(vectors, fixed, 0).labels) < 0.5
+    found = cluster(vectors, {**fixed, "standardise": True}, 0)
+    assert adjusted_rand_score(truth, found.labels) == 1.0
+    z = (vectors - vectors.mean(0, dtype=np.float64)) / vectors.std(0, dtype=np.float64)
+    np.testing.assert_allclose(found.linkage, linkage(z / np.linalg.norm(z, axis=1, keepdims=True), "ward"))
 
 
 def test_a_threshold_cuts_at_that_height():

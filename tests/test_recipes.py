@@ -51,7 +51,8 @@ def test_every_system_is_possible_at_full_size(name):
 
 @pytest.mark.parametrize(("path", "value", "reason"), [
     ("labels.count", "bic", "gaussian_mixture"),
-    ("labels", {"method": "kmeans", "count": "threshold", "kind": "pseudo_attributes"}, "cuts a tree"),
+    ("labels", {"method": "kmeans", "count": "threshold", "min_clusters": 2, "max_clusters": 16}, "cuts a tree"),
+    ("labels.min_clusters", 17, "above labels.max_clusters 16"),
     ("objective.arcface.weight", 0, "every weight in objective is 0"),
     ("tuning.crop_frames", None, "pooling.crops needs"),
     ("tuning.method", "autoencoder", "backend.name value"),

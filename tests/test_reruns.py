@@ -101,7 +101,7 @@ KEYS = {
     # embeddings, labels
     "pooling for clusters": (encoder("eat_small", pooling={"kind": "mean"}), {"embed": 2, **LABELLED}),
     "batch of the embedding": (encoder("eat_small", batch_size=8), {"embed": 2, **LABELLED}),
-    "clusters per group": (system("attribute_aware", labels={"max_clusters": 4}), LABELLED),
+    "clusters per group": (system("attribute_aware", labels={"max_clusters": 12}), LABELLED),
     "linkage": (system("attribute_aware", labels={"method": "average"}), LABELLED),
     "labels of a system without clusters": (
         system("frozen", labels={"kind": "machine"}),

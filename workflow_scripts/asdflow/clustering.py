@@ -171,14 +171,17 @@ def _groups(table: pd.DataFrame, per_domain: bool) -> dict[str, pd.Index]:
 
 
 def cluster(embeddings: np.ndarray, settings: Mapping[str, Any], seed: int) -> Clustering:
-    """Cluster `embeddings` [n, d], each scaled to unit length first; keys used: method, count, and that count's own.
+    """Cluster `embeddings` [n, d]; keys used: standardise, method, count, and that count's own.
 
-    `method`: ward, average, complete (scipy), kmeans, gaussian_mixture. `count`: silhouette (best mean silhouette
-    among 2 ... max_clusters, one cluster where none reaches min_silhouette), threshold (cut the tree at height
-    `threshold`), fixed (`clusters`), bic (Gaussian mixture only).
+    `standardise`: each dimension is z-scored over the group; then each embedding is scaled to unit length. `method`: ward,
+    average, complete (scipy), kmeans, gaussian_mixture. `count`: silhouette (best mean silhouette among min_clusters ...
+    max_clusters, one cluster where none reaches min_silhouette), threshold (cut the tree at height `threshold`), fixed
+    (`clusters`), bic (Gaussian mixture only).
     """
     n = len(embeddings)
     unit = embeddings.astype(np.float64)
+    if settings["standardise"]:
+        unit = (unit - unit.mean(0)) / np.maximum(unit.std(0), 1e-12)
     unit /= np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
     if n < 3:
         return Clustering(np.zeros(n, dtype=np.int64), linkage(unit, "ward") if n == 2 else np.zeros((0, 4)))
@@ -234,8 +237,10 @@ def _best_partition(unit: np.ndarray, settings: Mapping[str, Any], seed: int) ->
 
 
 def _cluster_numbers(n: int, settings: Mapping[str, Any]) -> list[int]:
-    """Candidates for the number of clusters: two clips in each on average at least."""
-    return list(range(2, min(settings["max_clusters"], max(2, n // 2)) + 1))
+    """Candidates for the number of clusters: the fewest hold five clips each on average, the most two, if settings ask for so many."""
+    most = min(settings["max_clusters"], max(2, n // 2))
+    fewest = max(2, min(settings["min_clusters"], n // 5, most))
+    return list(range(fewest, most + 1))
 
 
 def _by_silhouette(

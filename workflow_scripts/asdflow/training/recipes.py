@@ -49,6 +49,10 @@ def _labels(system: Settings) -> list[str]:
         problems.append(f"labels.count bic is a rule for gaussian_mixture, not for {method}")
     if count == "threshold" and method not in HIERARCHICAL:
         problems.append(f"labels.count threshold cuts a tree, and labels.method {method} makes none")
+    if labels["min_clusters"] > labels["max_clusters"]:
+        problems.append(
+            f"labels.min_clusters is {labels['min_clusters']}, above labels.max_clusters {labels['max_clusters']}"
+        )
     return problems
 
 
