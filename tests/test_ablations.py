@@ -60,8 +60,9 @@ def test_every_row_is_the_base_with_its_options_laid_over_it():
     assert {**config["systems"]["T_ward_near"], "title": ""} == {**base, "title": ""}
 
 
-def test_a_table_may_name_its_rows():
+def test_a_table_may_name_its_rows_and_leaves_the_baseline_alone():
     config = resolved({**TABLE, "rows": [["average", "near"]]})
+    assert config["run"]["baseline"] == CONFIG["run"]["systems"][-1]
     assert config["run"]["systems"][len(CONFIG["run"]["systems"]) :] == ["T_average_near"]
 
 

@@ -86,6 +86,24 @@ def test_the_same_inputs_give_the_same_bytes(inputs: ReportInputs, page: Path, t
     assert (tmp_path / "again.html").read_bytes() == page.read_bytes()
 
 
+def test_rows_of_an_ablation_table_stand_in_that_table_and_not_among_the_systems_parts(
+    inputs: ReportInputs, page: Path, tmp_path: Path
+):
+    def named(source: str) -> set[str]:
+        source = source.replace("<wbr>", "")
+        start = source.index("<h2>Parts</h2>")
+        return set(
+            re.findall(r"attribute_aware|frozen|logmel_knn", source[start : source.index("</table>", start)])
+        )
+
+    table = {"title": "Back ends", "parts": [{"part": "back end", "options": {"knn": {}}}], "rows": [["knn"]]}
+    build_report(replace(inputs, ablations={"logmel": table}), tmp_path / "with.html")
+    made = (tmp_path / "with.html").read_text(encoding="utf-8")
+    assert "Parts switched on and off" in made and "Parts switched" not in page.read_text(encoding="utf-8")
+    assert named(page.read_text(encoding="utf-8")) == set(TINY.systems)
+    assert named(made) == set(TINY.systems) - {"logmel_knn"}
+
+
 def test_media_stay_within_their_limit(inputs: ReportInputs, page: Path, tmp_path: Path):
     build_report(replace(inputs, media_megabytes=0.02), tmp_path / "small.html")
     small = (tmp_path / "small.html").read_text(encoding="utf-8")

@@ -151,12 +151,11 @@ def member_files(wildcards, file: str) -> list[str]:
 
 def reference_systems() -> list[str]:
     """Systems that the others are compared with: those that tune no encoder, the best baseline among them, and the chosen one."""
-    baseline = RUN["baseline"] or RUN["systems"][-1]
     return [
         system
         for system in RUN["systems"]
         if system_entry(system)["tuning"]["method"] in ("none", "autoencoder")
-        or system == baseline
+        or system == RUN["baseline"]
     ]
 
 

@@ -38,6 +38,8 @@ def load_configuration(config: Mapping[str, Any], root: Path) -> dict[str, Any]:
     problems: list[str] = []
     resolved = complete(dict(config), schema, "config", problems, schema)
     if not problems:
+        run = resolved["run"]
+        run["baseline"] = run["baseline"] or run["systems"][-1]
         _add_ablations(resolved, problems)
     if not problems:
         _resolve_parts(resolved, root, schema, problems)

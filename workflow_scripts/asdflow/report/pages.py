@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from asdflow.ablations import every_row, system_name
 from asdflow.features.embeddings import read_embeddings
 from asdflow.report import evidence, figures
 from asdflow.report.augmented import augmented_clips
@@ -368,9 +369,15 @@ class Pages:
 
     def _ablation(self, dataset: Dataset) -> str:
         parts = system_parts(self.provenance, dataset.systems)
+        in_tables = {
+            system_name(name, row)
+            for name, ablation in self.inputs.ablations.items()
+            for row in every_row(ablation)
+        }
+        own = {system: entry for system, entry in parts.items() if system not in in_tables}
         table, shared = None, ""
-        if parts and dataset.official is not None:
-            table, shared = parts_table(parts, dataset.official, dataset.baseline)
+        if own and dataset.official is not None:
+            table, shared = parts_table(own, dataset.official, dataset.baseline)
         made = (
             ablation_table(name, rows, dataset.official)
             for name, rows in self.inputs.ablations.items()

@@ -50,7 +50,7 @@ def workflow_inputs(settings: Mapping[str, Any], results: Path, root: Path, fold
         provenance=folder / "provenance.json",
         rule_graph=folder / "rulegraph.svg" if edges else None,
         ablations=configuration["ablations"],
-        baseline=configuration["run"]["baseline"] or configuration["run"]["systems"][-1],
+        baseline=configuration["run"]["baseline"],
         featured=configuration["run"]["systems"][0],
     )
 
