@@ -21,7 +21,10 @@ def command_line(directory: Path, *arguments: str, overlays=(), cores: int = 2) 
 
 
 def started(directory: Path, *arguments: str, environment=None, **options) -> subprocess.Popen:
-    """Start Snakemake in a process group of its own; output and errors together in stdout."""
+    """Start Snakemake in a process group of its own; output and errors together in stdout.
+
+    It hears Ctrl-C even where the tests themselves run in the background, whose processes inherit that they should not.
+    """
     return subprocess.Popen(
         command_line(directory, *arguments, **options),
         stdout=subprocess.PIPE,
@@ -29,6 +32,7 @@ def started(directory: Path, *arguments: str, environment=None, **options) -> su
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
