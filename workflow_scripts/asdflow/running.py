@@ -64,8 +64,6 @@ def pass_sigterm_on(lock: IO[str], results: Path) -> None:
     earlier = signal.getsignal(signal.SIGTERM)
 
     def tell_jobs(number: int, frame: FrameType | None) -> None:
-        if callable(earlier):
-            earlier(number, frame)
         os.write(
             2, b"SIGTERM: the jobs on this machine are told to end; training saves a checkpoint first.\n"
         )
@@ -75,6 +73,8 @@ def pass_sigterm_on(lock: IO[str], results: Path) -> None:
             if is_held(path) and _is_here(note):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(note["process"], number)
+        if callable(earlier):  # Snakemake's, which waits for a lock
+            earlier(number, frame)
 
     signal.signal(signal.SIGTERM, tell_jobs)
 
