@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from asdflow.report.build import build_report
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 from scipy.stats import hmean
 
 from tests.made_up_run import ODD_NAMES, Size, made_up_inputs
@@ -206,7 +206,7 @@ def test_selects_tables_themes_and_addresses_work(visit: Visit):
 
     figure = page.locator("section.view:not([hidden]) figure").first
     figure.get_by_text("As a table").click()
-    assert figure.locator("table tbody tr").count() == 9  # three systems, three sets of clips
+    expect(figure.locator("table tbody tr")).to_have_count(9)  # three systems, three sets of clips
 
     colour = "getComputedStyle(document.body).backgroundColor"
     page.locator("#theme").click()
@@ -217,10 +217,11 @@ def test_selects_tables_themes_and_addresses_work(visit: Visit):
     )
 
     page.locator("nav a", has_text="Provenance").click()
-    assert page.url.endswith("#provenance") and page.locator("h1:visible").inner_text() == "Provenance"
+    expect(page.locator("h1:visible")).to_have_text("Provenance")
+    assert page.url.endswith("#provenance")
     assert page.evaluate("document.activeElement.tagName") == "H1"
     page.go_back()
-    assert page.locator("h1:visible").inner_text() == "fan"
+    expect(page.locator("h1:visible")).to_have_text("fan")
     assert visit.complaints == []
 
 
@@ -271,7 +272,7 @@ def test_odd_names_are_shown_letter_by_letter(browser: Browser, tmp_path: Path):
     assert sorted(machines) == sorted(ODD_NAMES)
     for machine in ODD_NAMES:
         page.locator("nav a", has_text=machine).click()
-        assert page.locator("h1:visible").inner_text() == machine
+        expect(page.locator("h1:visible")).to_have_text(machine)
         show_all_figures(page)
         legends = (
             page.locator("section.view:not([hidden]) figure").first.locator(".legendtext").all_text_contents()
