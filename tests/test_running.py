@@ -151,10 +151,14 @@ def test_sigterm_reaches_the_jobs_of_the_run_here_and_those_just_starting_but_no
         monkeypatch.setenv("SLURM_JOB_ID", "78")
         with running.job(tmp_path, "just starting on a node"):
             pass
+        monkeypatch.delenv("SLURM_JOB_ID")
+        running.leave(lock)
+        with running.job(tmp_path, "of a run that came after"):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert heard == [signal.SIGTERM] * 2, "a run that has ended tells nobody else's jobs"
     finally:
         signal.signal(signal.SIGTERM, before)
         elsewhere.kill()
-    running.leave(lock)
 
 
 def test_jobs_that_only_a_cluster_can_end_are_waited_for_and_then_named(

@@ -64,15 +64,16 @@ def pass_sigterm_on(lock: IO[str], results: Path) -> None:
     earlier = signal.getsignal(signal.SIGTERM)
 
     def tell_jobs(number: int, frame: FrameType | None) -> None:
-        os.write(
-            2, b"SIGTERM: the jobs on this machine are told to end; training saves a checkpoint first.\n"
-        )
-        _write_note(lock, "run", ending=True)
-        for path in (results / JOBS).glob("*.lock"):
-            note = _note(path)
-            if is_held(path) and _is_here(note):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(note["process"], number)
+        if not lock.closed:  # after the run's end jobs there are another run's
+            os.write(
+                2, b"SIGTERM: the jobs on this machine are told to end; training saves a checkpoint first.\n"
+            )
+            _write_note(lock, "run", ending=True)
+            for path in (results / JOBS).glob("*.lock"):
+                note = _note(path)
+                if is_held(path) and _is_here(note):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(note["process"], number)
         if callable(earlier):  # Snakemake's, which waits for a lock
             earlier(number, frame)
 
